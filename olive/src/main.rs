@@ -1,0 +1,3 @@
+//! The olive command.
+
+fn main() {}
