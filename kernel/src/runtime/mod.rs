@@ -450,10 +450,7 @@ pub(crate) fn with_kernel<R>(id: u16, f: impl FnOnce(&Core) -> R) -> Option<R> {
     };
     let core = KERNELS.try_with(find).ok().flatten()?;
     let result = f.take()?(&core);
-    if !core.entered.get() && !core.state.borrow().ready.is_empty() {
-        // The host sleeps on our descriptor and does not know that there is work now.
-        core.inbox.sender().push(Note::Call(Box::new(|| {})));
-    }
+    core.nudge();
     Some(result)
 }
 
@@ -582,6 +579,14 @@ impl Core {
             && state.is_current(word)
         {
             state.tasks[word.slot()].flags.set(Flags::ESCAPED);
+        }
+    }
+
+    /// If the host sleeps on our descriptor and does not know that there is work now, tells it.
+    fn nudge(&self) {
+        let asleep = !self.entered.get() && !self.inbox.has_mail();
+        if asleep && !self.state.borrow().ready.is_empty() {
+            self.inbox.sender().push(Note::Call(Box::new(|| {})));
         }
     }
 
@@ -827,10 +832,13 @@ impl Core {
         let mut aborted = 0;
         self.state.borrow_mut().closed = true;
         loop {
-            let newest = self.state.borrow().newest();
-            let Some(body) = newest else { return aborted };
-            self.abort(&body);
-            aborted += 1;
+            let bodies = self.state.borrow().bodies();
+            if bodies.is_empty() {
+                return aborted;
+            }
+            for body in bodies {
+                aborted += usize::from(self.abort(&body));
+            }
         }
     }
 }
@@ -843,14 +851,7 @@ impl State {
             .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
     }
 
-    fn newest(&self) -> Option<BodyRef> {
-        self.tasks
-            .iter()
-            .filter_map(|(_, slot)| slot.body.as_ref())
-            .max_by_key(|body| body.id)
-            .cloned()
-    }
-
+    /// The live tasks, newest first.
     fn bodies(&self) -> Vec<BodyRef> {
         let mut bodies: Vec<_> = self
             .tasks
@@ -1031,7 +1032,9 @@ impl<'env> Kernel<'env> {
     /// Starts a task, to be run by the next `run` or `turn`.
     #[track_caller]
     pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
-        crate::Task::from_handle(self.core.spawn(future, Location::caller()))
+        let handle = self.core.spawn(future, Location::caller());
+        self.core.nudge();
+        crate::Task::from_handle(handle)
     }
 
     /// A handle for other threads.
