@@ -1117,7 +1117,7 @@ fn channel_numbers_are_used_again_lowest_first_and_only_as_many_as_agreed() {
     assert_eq!(rig.conn.open_channels(), 2);
 }
 
-/// Accepts: amqp/R40, feature/body
+/// Accepts: amqp/R40
 #[test]
 fn a_message_leaves_in_one_piece_split_at_the_frame_size() {
     let (mut rig, key) = Rig::with_channel();
@@ -1146,7 +1146,7 @@ fn a_message_leaves_in_one_piece_split_at_the_frame_size() {
     }
 }
 
-/// Accepts: amqp/R12, amqp/R25
+/// Accepts: amqp/R25
 #[test]
 fn an_idle_connection_beats_and_one_with_bytes_to_send_does_not() {
     let mut rig = Rig::up_with(0, 10);
@@ -1283,4 +1283,62 @@ fn a_consumer_cancelled_by_the_broker_is_told_and_the_broker_answered() {
             "{seen:?}"
         );
     }
+}
+
+#[test]
+fn a_nack_to_a_publishing_and_a_flow_to_a_channel_are_told_apart_by_channel() {
+    let (mut rig, a) = Rig::with_channel();
+    let b = rig.open();
+    for key in [a, b] {
+        rig.confirms(key);
+        rig.publish(key, false, "m");
+        rig.publish(key, false, "n");
+    }
+    rig.sent();
+    let nack = Nack {
+        delivery_tag: 2,
+        multiple: true,
+        requeue: false,
+    };
+    nack.put(&mut rig.server, 2);
+    let flow = channel::AMQPMethod::Flow(channel::Flow { active: false });
+    let seen = rig.cold(1, Method::Channel(flow)).deliver();
+    assert_eq!(&seen[..2], ["nack 1", "nack 2"]);
+    assert!(
+        seen[2].starts_with("Flow { channel: ChannelKey { id: 1,")
+            && seen[2].ends_with("active: false }")
+    );
+    assert_eq!(rig.sent(), ["1 20.21"], "flow-ok");
+    assert_eq!((rig.conn.unconfirmed(a), rig.conn.unconfirmed(b)), (2, 0));
+}
+
+#[test]
+fn after_recover_ok_the_deliveries_before_it_settle_nothing() {
+    let (mut rig, key) = Rig::with_channel();
+    rig.consume(key, false);
+    rig.cold(1, consume_ok());
+    put_delivery(&mut rig.server, 1, 1, b"");
+    let take = |rig: &mut Rig| {
+        let bytes = std::mem::take(&mut rig.server);
+        let mut delivery = None;
+        rig.conn.feed(&bytes, rig.now, &mut |event| {
+            if let Event::Delivery { key, .. } = event {
+                delivery = Some(key);
+            }
+        });
+        delivery.unwrap()
+    };
+    let before = take(&mut rig);
+    let recover = basic::AMQPMethod::Recover(basic::Recover { requeue: true });
+    rig.conn.request(key, &Method::Basic(recover)).unwrap();
+    rig.sent();
+    rig.cold(
+        1,
+        Method::Basic(basic::AMQPMethod::RecoverOk(basic::RecoverOk {})),
+    );
+    put_delivery(&mut rig.server, 1, 2, b"");
+    let again = take(&mut rig);
+    assert!(!rig.conn.settle(before, Settle::Ack));
+    assert!(rig.conn.settle(again, Settle::Ack));
+    assert_eq!(rig.sent(), ["1 ack 2 false"]);
 }

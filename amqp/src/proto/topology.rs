@@ -1,9 +1,10 @@
 //! What a connection relies on, written down so that it can be made again after the connection was lost.
 //!
 //! One journal for the whole connection, not one a channel: a queue declared on channel 1 has to be there before the consumer
-//! on channel 2. [`Journal::plan`] gives the order: exchanges, bindings between exchanges, queues, bindings of queues, then
-//! for each channel its prefetch, its confirm mode and its consumers. What has been deleted is struck out, and is not made
-//! again; what was declared passively was never ours.
+//! on channel 2. The order is: exchanges, bindings between exchanges, queues ([`Journal::plan`]); then, by the names the
+//! queues have now, their bindings, and for each channel its prefetch, its confirm mode and its consumers
+//! ([`Journal::plan_of_names`]). What has been deleted is struck out, and is not made again; what was declared passively was
+//! never ours.
 
 use crate::wire::cold::{basic, exchange, queue};
 
