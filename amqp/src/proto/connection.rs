@@ -33,7 +33,7 @@ use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
 use crate::wire::cold::{self, Method, basic, channel, confirm, connection};
 use crate::wire::frame::put_heartbeat;
-use crate::wire::{AnyMethod, Deliver, Frame, GetOk, Props, Publish, Return, Splitter, hot};
+use crate::wire::{AnyMethod, Frame, Props, Publish, Splitter, hot};
 
 /// Where events go. It is called while the connection is borrowed, so it notes and does not act.
 pub type Sink<'s> = dyn FnMut(Event<'_>) + 's;
@@ -526,7 +526,8 @@ impl Connection {
         // ends the connection, and the assembly with it.
         let mut assembly = std::mem::replace(&mut channel.assembly, Assembly::new(0));
         if let Some(content) = step(&mut assembly)? {
-            self.content(id, content, sink)?;
+            let method = AnyMethod::decode(hot::BASIC, content.method, content.args)?;
+            self.content(id, method, content.props, content.body, sink)?;
         }
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(id)) {
             channel.assembly = assembly;
@@ -539,20 +540,15 @@ impl Connection {
     fn content(
         &mut self,
         id: u16,
-        content: Content<'_>,
+        method: AnyMethod<'_>,
+        props: Props<'_>,
+        body: Cow<'_, [u8]>,
         sink: &mut Sink<'_>,
     ) -> Result<(), WireError> {
         let channel = present(&mut self.channels, id)?;
         let out = &mut self.out.bytes;
-        let Content {
-            method,
-            args,
-            props,
-            body,
-        } = content;
         match method {
-            hot::DELIVER => {
-                let deliver = Deliver::decode(args)?;
+            AnyMethod::Deliver(deliver) => {
                 let key = DeliveryKey {
                     channel: channel.key,
                     tag: deliver.delivery_tag,
@@ -580,8 +576,7 @@ impl Connection {
                     channel.unsettled.settle(key.tag, back, id, out);
                 }
             }
-            hot::GET_OK => {
-                let get = GetOk::decode(args)?;
+            AnyMethod::GetOk(get) => {
                 let key = DeliveryKey {
                     channel: channel.key,
                     tag: get.delivery_tag,
@@ -615,8 +610,7 @@ impl Connection {
                     channel.unsettled.settle(key.tag, back, id, out);
                 }
             }
-            _ => {
-                let reason = Return::decode(args)?;
+            AnyMethod::Return(reason) => {
                 let print = fingerprint(reason.exchange, reason.routing_key, props.message_id());
                 let seq = channel.confirms.as_mut().and_then(|c| c.returned(print));
                 let channel = channel.key;
@@ -641,6 +635,12 @@ impl Connection {
                     },
                 });
             }
+            // Only methods that a content follows begin one.
+            AnyMethod::Publish(_)
+            | AnyMethod::Ack(_)
+            | AnyMethod::Nack(_)
+            | AnyMethod::Reject(_)
+            | AnyMethod::Cold(_) => {}
         }
         Ok(())
     }
@@ -665,19 +665,13 @@ impl Connection {
         }
         channel.assembly.method()?;
         match AnyMethod::decode(class, method, args)? {
-            AnyMethod::Deliver(_) | AnyMethod::GetOk(_) | AnyMethod::Return(_) => {
+            lead @ (AnyMethod::Deliver(_) | AnyMethod::GetOk(_) | AnyMethod::Return(_)) => {
                 let Some((props, body, used)) = content::whole(&splitter, id, max_body, rest)
                 else {
                     channel.assembly.begin(method, args)?;
                     return Ok(0);
                 };
-                let content = Content {
-                    method,
-                    args,
-                    props,
-                    body: Cow::Borrowed(body),
-                };
-                self.content(id, content, sink)?;
+                self.content(id, lead, props, Cow::Borrowed(body), sink)?;
                 return Ok(used);
             }
             AnyMethod::Ack(ack) => {
