@@ -1,5 +1,6 @@
 //! A single-threaded, Curio-style kernel for async programs.
 
+pub mod sync;
 pub mod traps;
 
 mod cancel;
@@ -7,6 +8,7 @@ mod error;
 mod runtime;
 mod task;
 mod time;
+mod workers;
 
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
@@ -24,6 +26,7 @@ pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
+pub use workers::{ThreadPool, run_in_thread};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///
