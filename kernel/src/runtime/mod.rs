@@ -348,7 +348,7 @@ impl State {
             state,
             waits,
             cycles: body.cycles.get(),
-            cancelled: body.cancelled.get(),
+            cancelled: body.is_cancelled(),
             spawned_at: body.spawned_at,
         }
     }
@@ -564,13 +564,19 @@ impl Core {
         handle
     }
 
-    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns.
+    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns; if the kernel does not run, at its next turn.
     pub(crate) fn abort(&self, body: &BodyRef) -> bool {
         if !body.is_live() {
             return false;
         }
         let slot = body.slot.get();
-        if body.abort() {
+        if !self.entered.get() {
+            // Between turns nobody can tell whether what the future borrows is still there: the `Kernel` may have been leaked.
+            self.with(|state| {
+                state.tasks[slot].flags.set(Flags::ABORT);
+                state.make_ready(slot);
+            });
+        } else if body.abort() {
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
@@ -592,6 +598,7 @@ impl Core {
             return true;
         };
         let word = Word::new(self.id(), slot.generation, task);
+        let doomed = slot.flags.has(Flags::ABORT);
         state.current = task;
         state.scope = ROOT;
         self.word.set(word);
@@ -599,7 +606,7 @@ impl Core {
 
         self.budget.set(BUDGET);
         let waker = ManuallyDrop::new(word.waker());
-        let mut ended = body.poll(&mut Context::from_waker(&waker));
+        let mut ended = !doomed && body.poll(&mut Context::from_waker(&waker));
 
         let mut state = self.state.borrow_mut();
         state.current = NIL;
@@ -612,6 +619,7 @@ impl Core {
             // `body` is still referred to here, so dropping the slot's reference runs no user code.
             drop(state.finish(task));
             self.flush(state);
+            body.drop_unwanted_output();
         }
         true
     }

@@ -192,7 +192,7 @@ impl State {
     pub(crate) fn cancel(&mut self, task: u32, interrupt: Interrupt) -> bool {
         let slot = &mut self.tasks[task];
         let body = slot.body.as_ref().expect("only a live task is cancelled");
-        if body.cancelled.replace(true) {
+        if !body.mark_cancelled() {
             return false;
         }
         slot.flags.set(Flags::CANCELLED);

@@ -59,9 +59,13 @@ pub(crate) struct Header {
     pub(crate) slot: Cell<u32>,
     pub(crate) kernel: u16,
     stage: Cell<Stage>,
-    /// A cancellation was asked for while it lived.
-    pub(crate) cancelled: Cell<bool>,
+    marks: Cell<u8>,
 }
+
+/// A cancellation was asked for while it lived.
+const CANCELLED: u8 = 1;
+/// Its handle is gone: nobody will take the output.
+const DETACHED: u8 = 2;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -71,8 +75,14 @@ impl Header {
         matches!(self.stage.get(), Stage::Idle | Stage::Busy)
     }
 
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.stage.get() == Stage::Aborted
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.marks.get() & CANCELLED != 0
+    }
+
+    /// Notes that a cancellation was asked for; false if it was before.
+    pub(crate) fn mark_cancelled(&self) -> bool {
+        let before = self.marks.replace(self.marks.get() | CANCELLED);
+        before & CANCELLED == 0
     }
 }
 
@@ -130,9 +140,16 @@ impl<F: Future> Body<F> {
         let dropped = catch_unwind(AssertUnwindSafe(|| unsafe {
             ManuallyDrop::drop(&mut place.future)
         }));
-        let ended = match dropped {
-            Ok(()) => ended,
-            Err(panic) => ended.and(Err(panic)),
+        let ended = match (ended, dropped) {
+            (ended, Ok(())) => ended,
+            (Ok(output), Err(panic)) => {
+                drop_quietly(output);
+                Err(panic)
+            }
+            (Err(first), Err(second)) => {
+                drop_quietly(second);
+                Err(first)
+            }
         };
         match ended {
             Ok(output) => {
@@ -220,7 +237,7 @@ impl BodyRef {
             slot: Cell::new(NIL),
             kernel,
             stage: Cell::new(Stage::Idle),
-            cancelled: Cell::new(false),
+            marks: Cell::new(0),
         };
         let place = UnsafeCell::new(Place {
             future: ManuallyDrop::new(future),
@@ -271,7 +288,40 @@ impl BodyRef {
                 self.spawned_at,
                 panic_text(&*panic)
             );
+            drop_quietly(panic);
         }
+    }
+
+    /// Drops an output that nobody can take any more. It may borrow what the handle's type vouches for, so it must not live
+    /// on in a body that a `TaskRef` keeps.
+    pub(crate) fn drop_unwanted_output(&self) {
+        if self.marks.get() & DETACHED == 0 {
+            return;
+        }
+        match self.stage.get() {
+            Stage::Idle | Stage::Busy | Stage::Aborted | Stage::Taken => return,
+            Stage::Value => {}
+            Stage::Panicked => log::error!(
+                "task {} spawned at {} panicked and nobody joined it",
+                self.id,
+                self.spawned_at
+            ),
+        }
+        self.clear();
+        self.stage.set(Stage::Taken);
+    }
+}
+
+/// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
+fn drop_quietly<T>(value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        std::mem::forget(panic);
+    }
+}
+
+impl BodyRef {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0
     }
 }
 
@@ -302,23 +352,24 @@ impl Drop for BodyRef {
         if refs > 0 {
             return;
         }
-        if self.stage.get() == Stage::Panicked {
-            log::error!(
-                "task {} spawned at {} panicked and nobody joined it",
-                self.id,
-                self.spawned_at
-            );
-        }
         self.clear();
         // SAFETY: this was the last reference; the block was allocated with this layout.
         unsafe { give_block(self.0.cast(), self.vtable.layout) };
     }
 }
 
-/// A reference to a body that knows the type of its output.
+/// The reference to a body that knows the type of its output, and owns it: there is one for each task, and what is left of the output
+/// goes with it.
 pub(crate) struct Handle<T> {
     pub(crate) body: BodyRef,
     output: PhantomData<T>,
+}
+
+impl<T> Drop for Handle<T> {
+    fn drop(&mut self) {
+        self.body.marks.set(self.body.marks.get() | DETACHED);
+        self.body.drop_unwanted_output();
+    }
 }
 
 impl<T> Handle<T> {
