@@ -47,7 +47,7 @@ pub fn sleep_until(at: Instant) -> Sleep {
 
 /// Runs `body` for at most `duration`. `None` sets no deadline, outer ones stay in force.
 ///
-/// A body that ends late without having blocked since the deadline keeps its result; a warning is logged.
+/// A body that ends late without having blocked since the deadline keeps its result; debug builds log a warning.
 ///
 /// Cancellation point: as the body. If dropped, the body is dropped and the deadline gone.
 ///

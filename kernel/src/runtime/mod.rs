@@ -96,6 +96,10 @@ pub(crate) struct State {
 enum Aftermath {
     Wake(Waker),
     Drop(Waker),
+    /// Its reason is a user's value.
+    Forget(Interrupt),
+    /// Loggers are user code too: one that shows the current task asks the kernel for it.
+    Log(log::Level, String),
 }
 
 /// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
@@ -302,13 +306,19 @@ impl State {
             self.lots.close(joiners);
         }
         if self.tasks[task].flags.has(Flags::CANCELLED) {
-            self.reasons.remove(&task);
+            let reason = self.reasons.remove(&task);
+            self.forget(reason);
         }
         let body = self.tasks.retire(task);
         if !self.names.is_empty() {
             self.names.remove(&body.id);
         }
         body
+    }
+
+    /// Drops an interrupt once no table is borrowed.
+    fn forget(&mut self, interrupt: Option<Interrupt>) {
+        self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
     /// The lot of those who wait for a task's end.
@@ -502,6 +512,8 @@ impl Core {
                 match deed {
                     Aftermath::Wake(waker) => waker.wake(),
                     Aftermath::Drop(waker) => drop(waker),
+                    Aftermath::Forget(interrupt) => drop(interrupt),
+                    Aftermath::Log(level, text) => log::log!(level, "{text}"),
                 }
             }
         }
