@@ -21,8 +21,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
-use super::{Aftermath, State};
 use super::nodes::{NIL, Phase, WaitKind};
+use super::{Aftermath, State};
 use crate::error::ResourceBusy;
 use crate::task::TaskId;
 

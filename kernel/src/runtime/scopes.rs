@@ -23,9 +23,9 @@
 
 use slab::Slab;
 
-use super::{Aftermath, State};
 use super::nodes::{NIL, Phase, ROOT, WaitKind};
 use super::task::Flags;
+use super::{Aftermath, State};
 use crate::error::Interrupt;
 
 /// A timeout block or a shield.
@@ -155,8 +155,8 @@ impl State {
             outer = around.parent;
         }
         // Curio's "badness". Reading the clock at the end of every block is too much to ask of a release.
-        let is_late = !timed_out
-            && (fired && !told || cfg!(debug_assertions) && self.is_overdue(timer));
+        let is_late =
+            !timed_out && (fired && !told || cfg!(debug_assertions) && self.is_overdue(timer));
         self.close_scope(scope);
         if let Some(outer) = enclosing {
             // R7
@@ -313,19 +313,6 @@ impl State {
             self.forget(replaced);
         }
         before
-    }
-
-    /// Whether the current scope stands behind a shield.
-    pub(crate) fn is_shielded(&self) -> bool {
-        let mut scope = self.scope;
-        while scope != ROOT {
-            let block = &self.scopes[scope as usize];
-            if block.is_shield {
-                return true;
-            }
-            scope = block.parent;
-        }
-        false
     }
 
     /// Marks all fired scopes from `scope` outwards, up to the first shield, as told and returns what to tell: the outermost (R6).

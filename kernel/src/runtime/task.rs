@@ -220,7 +220,7 @@ impl BodyRef {
     ///
     /// The kernel may hold it past the end of the borrows in `F`: the caller promises, by a type that carries the lifetime or by a guard,
     /// that the future and its output are dropped before that.
-    pub(crate) fn new<F: Future>(
+    pub(crate) fn with_future<F: Future>(
         future: F,
         id: u64,
         parent: u64,
@@ -379,7 +379,7 @@ impl<T> Handle<T> {
             Stage::Idle | Stage::Busy => None,
             Stage::Value => {
                 let mut output = std::mem::MaybeUninit::<T>::uninit();
-                // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::new` alone, which ties `T` to the
+                // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::with_future` alone, which ties `T` to the
                 // future. The stage is changed before anything else can look.
                 let output = unsafe {
                     (self.body.vtable.take)(self.body.0, output.as_mut_ptr().cast());
@@ -514,8 +514,8 @@ fn take_block(layout: Layout) -> NonNull<u8> {
 /// # Safety
 /// `block` was allocated with `layout` and is in nobody's use.
 unsafe fn give_block(block: NonNull<u8>, layout: Layout) {
-    // SAFETY: per contract.
     let pooled = waker::with_current(|core| {
+        // SAFETY: per contract.
         core.is_some_and(|core| unsafe { core.pool.give(block, layout) })
     });
     if !pooled {
