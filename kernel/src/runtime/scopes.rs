@@ -14,7 +14,7 @@
 //! - **R7** leaving a timeout block while an enclosing deadline is past makes that one untold again: swallowing it wins no time;
 //! - **R8** at the end of a timeout block: its own expiry is `TaskTimeout`, that of an enclosing one `TimeoutCancellation`, a timeout
 //!   that belongs to no block in force `UncaughtTimeout`;
-//! - **R9** a cancellation disarms the task's timeouts, so that clean-up may outlast them;
+//! - **R9** a cancellation disarms the task's timeouts, so that clean-up may outlast them; not those behind a shield, where it is not felt;
 //! - **R10** a shield covers the polls of the shielded future and nothing beside it;
 //! - **R11** telling happens once for each firing.
 //!
@@ -204,10 +204,13 @@ impl State {
         slot.flags.clear(Flags::CANCEL_DELIVERED);
         let mut scope = slot.scopes;
         while scope != NIL {
-            self.disarm(scope);
-            let block = &mut self.scopes[scope as usize];
-            block.fired &= block.told;
-            scope = block.next;
+            let next = self.scopes[scope as usize].next;
+            if self.reaches(scope, ROOT) {
+                self.disarm(scope);
+                let block = &mut self.scopes[scope as usize];
+                block.fired &= block.told;
+            }
+            scope = next;
         }
         let before = self.reasons.insert(task, interrupt);
         self.forget(before);
