@@ -370,7 +370,9 @@ def run_parts(run, parts, filters, node):
         unit(run, cargo, filters)
     if not {"embedded", "rabbitmq"} & parts:
         return
-    if not run.step("build olive", ["cargo", "build", "--workspace", "--bin", "olive", *LOCKED]):
+    # Together with the tests, because their dev-dependencies change the features that olive's dependencies are built with.
+    build = ["cargo", "build", "--workspace", "--bin", "olive", "--bin", "embedded-broker", "--test", "it", *LOCKED]
+    if not run.step("build", build):
         return
     env = {
         "SWEEPEA_TEST_OLIVE": str(Path(cargo["target_directory"], "debug", "olive")),
