@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use rig::{Broker, Gate, Olive, Process, Signal, unique, wait_until_gone};
+use rig::{Broker, Gate, Olive, Process, Proxy, Signal, unique, wait_until_gone};
 use rustix::process::{Pid, kill_process};
 
 use crate::replies::Replies;
@@ -171,6 +171,36 @@ fn the_app_killed_under_load_loses_nothing_and_leaves_no_worker() {
             u32::try_from(reply["result"].as_u64().expect("a process id")).expect("a process id"),
         );
     }
+}
+
+#[test]
+fn connections_lost_under_load_lose_no_task() {
+    let broker = Broker::under_test();
+    let proxy = Proxy::to(broker.address());
+    let olive = Olive::on(&broker).with_python_workers(2);
+    let app = olive.clone().at(&broker.url_through(proxy.address())).run();
+    let producer = produce(
+        &olive,
+        &[
+            "--func",
+            "jobs.who",
+            "--args",
+            "[0.002]",
+            "--count",
+            "400",
+            "--replies",
+            "400",
+        ],
+    );
+
+    for answered in [20, 80, 140] {
+        producer.wait_for_lines("SUCCESS", answered);
+        proxy.reset();
+    }
+
+    Replies::of(producer.ended()).expect_all("SUCCESS");
+    app.signal(Signal::TERM);
+    app.ended().expect_code(0);
 }
 
 /// Accepts: cli/errors

@@ -582,6 +582,61 @@ def an_unroutable_mandatory_message_comes_back(url):
     channel.basic_publish("amq.direct", key, b"dropped")
 
 
+# ---- dead letters and delays ----
+
+
+@check
+def a_rejected_message_goes_to_the_dead_letter_exchange_with_its_history(url):
+    channel = channel_of(url)
+    dead = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(dead, "amq.direct", dead)
+    arguments = {"x-dead-letter-exchange": "amq.direct", "x-dead-letter-routing-key": dead}
+    queue = channel.queue_declare("", exclusive=True, arguments=arguments).method.queue
+    channel.basic_publish("", queue, b"bad", pika.BasicProperties(headers={"mine": 1}, correlation_id="c"))
+    method, _, _ = channel.basic_get(queue)
+    channel.basic_reject(method.delivery_tag, requeue=False)
+    [(method, properties, body)] = [next(channel.consume(dead, auto_ack=True, inactivity_timeout=30))]
+    equal((body, method.redelivered, properties.correlation_id, properties.headers["mine"]), (b"bad", False, "c", 1))
+    [death] = properties.headers["x-death"]
+    found = {name: death[name] for name in ("count", "reason", "queue", "exchange", "routing-keys")}
+    equal(found, {"count": 1, "reason": "rejected", "queue": queue, "exchange": "", "routing-keys": [queue]})
+    equal(properties.headers["x-first-death-reason"], "rejected")
+
+
+@check
+def a_queue_with_a_ttl_is_a_delay(url):
+    """Two steps, each a queue that holds a message for a while and hands it on: what a ladder of delays is made of."""
+    channel = channel_of(url)
+    end = channel.queue_declare("", exclusive=True).method.queue
+    second = channel.queue_declare(
+        "", exclusive=True, arguments={"x-message-ttl": 100, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": end}
+    ).method.queue
+    first = channel.queue_declare(
+        "", exclusive=True, arguments={"x-message-ttl": 200, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": second}
+    ).method.queue
+    begin = time.monotonic()
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", first, body)
+    equal(bodies(channel, end, 3), [b"1", b"2", b"3"])
+    if time.monotonic() - begin < 0.3:
+        raise AssertionError("handed on before its time")
+
+
+@check
+def an_exchange_feeds_another(url):
+    channel = channel_of(url)
+    upper, lower = unique("upper"), unique("lower")
+    for exchange in (upper, lower):
+        channel.exchange_declare(exchange, "topic", auto_delete=True)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, lower, "*.b")
+    channel.exchange_bind(lower, upper, "a.#")
+    for key in ("a.b", "a.c", "x.b"):
+        channel.basic_publish(upper, key, key.encode())
+    equal(bodies(channel, queue, 1), [b"a.b"])
+    equal(settled(channel, queue), 0)
+
+
 # ---- errors ----
 
 

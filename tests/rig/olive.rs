@@ -18,7 +18,7 @@ pub struct Olive {
 }
 
 impl Olive {
-    /// Settings for this broker; the rest is olive's defaults.
+    /// Settings for this broker: a further attempt comes soon, the rest is olive's defaults.
     pub fn on(broker: &Broker) -> Self {
         let (exchange, queue, key) = (unique("olive-x"), unique("olive-q"), unique("olive-k"));
         Self {
@@ -31,6 +31,7 @@ impl Olive {
         .set("olive_amqp_queue_name", &queue)
         .set("olive_amqp_routing_key", &key)
         .set("log_level", "info")
+        .set("olive_retry_base", "10ms")
         .at(&broker.url())
     }
 
