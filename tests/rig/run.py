@@ -371,7 +371,7 @@ def run_parts(run, parts, filters, node):
     if not {"embedded", "rabbitmq"} & parts:
         return
     # Together with the tests, because their dev-dependencies change the features that olive's dependencies are built with.
-    build = ["cargo", "build", "--workspace", "--bin", "olive", "--bin", "embedded-broker", "--test", "it", *LOCKED]
+    build = ["cargo", "build", "--workspace", "--bins", "--test", "it", *LOCKED]
     if not run.step("build", build):
         return
     env = {
