@@ -28,13 +28,17 @@ def connect(url, **changes):
 
 
 def channel_of(url):
-    return connect(url).channel()
+    """A channel whose publishes wait for their confirm: RabbitMQ answers a passive declare before it has put away what
+    was sent earlier, so without confirms no count could be relied on."""
+    channel = connect(url).channel()
+    channel.confirm_delivery()
+    return channel
 
 
-def bodies(channel, queue, count, auto_ack=True):
-    """The next `count` messages, in order; nothing may follow that should not."""
+def bodies(channel, queue, count):
+    """The next `count` messages, in order."""
     found = []
-    for method, _properties, body in channel.consume(queue, auto_ack=auto_ack, inactivity_timeout=30):
+    for method, _properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=30):
         if method is None:
             raise AssertionError(f"only {len(found)} of {count} messages came: {found!r}")
         found.append(body)
@@ -42,6 +46,13 @@ def bodies(channel, queue, count, auto_ack=True):
             break
     channel.cancel()
     return found
+
+
+def waiting(channel, queue):
+    """How many messages wait in the queue after the last confirmed publish; what it had to deliver for that is here."""
+    count = channel.queue_declare(queue, passive=True).method.message_count
+    channel.connection.process_data_events(time_limit=0)
+    return count
 
 
 def closes_channel(channel, code, text, action):
@@ -167,7 +178,7 @@ def a_direct_exchange_routes_by_equal_keys(url):
     for key in ("red", "blue", "green", "red.green"):
         channel.basic_publish(exchange, key, key.encode())
     equal(bodies(channel, queue, 2), [b"red", b"green"])
-    equal(channel.queue_declare(queue, passive=True).method.message_count, 0)
+    equal(waiting(channel, queue), 0)
     channel.exchange_delete(exchange)
 
 
@@ -206,7 +217,7 @@ def a_topic_exchange_matches_words(url):
         channel.basic_publish(exchange, key, key.encode())
     for pattern, keys in wanted.items():
         equal((pattern, bodies(channel, queues[pattern], len(keys))), (pattern, [key.encode() for key in keys]))
-        equal((pattern, channel.queue_declare(queues[pattern], passive=True).method.message_count), (pattern, 0))
+        equal((pattern, waiting(channel, queues[pattern])), (pattern, 0))
 
 
 @check
@@ -219,7 +230,7 @@ def two_matching_bindings_deliver_once(url):
         channel.queue_bind(queue, exchange, pattern)
     channel.basic_publish(exchange, "a.b", b"once")
     equal(bodies(channel, queue, 1), [b"once"])
-    equal(channel.queue_declare(queue, passive=True).method.message_count, 0)
+    equal(waiting(channel, queue), 0)
 
 
 @check
@@ -233,7 +244,7 @@ def an_unbound_queue_gets_no_more(url):
     channel.queue_unbind(queue, exchange, "k")
     channel.basic_publish(exchange, "k", b"after")
     equal(bodies(channel, queue, 1), [b"before"])
-    equal(channel.queue_declare(queue, passive=True).method.message_count, 0)
+    equal(waiting(channel, queue), 0)
     channel.exchange_delete(exchange)
 
 
@@ -407,13 +418,6 @@ def pump(channel, done):
         channel.connection.process_data_events(time_limit=1)
 
 
-def settled(channel, queue):
-    """Everything sent so far has been acted on, and what the queue had to deliver is here: it answers in order."""
-    count = channel.queue_declare(queue, passive=True).method.message_count
-    channel.connection.process_data_events(time_limit=0)
-    return count
-
-
 @check
 def a_cancelled_consumer_gets_no_more(url):
     channel = channel_of(url)
@@ -424,7 +428,7 @@ def a_cancelled_consumer_gets_no_more(url):
     pump(channel, lambda: seen)
     channel.basic_cancel(tag)
     channel.basic_publish("", queue, b"second")
-    equal(settled(channel, queue), 1)
+    equal(waiting(channel, queue), 1)
     equal(seen, [b"first"])
 
 
@@ -490,7 +494,7 @@ def what_was_not_acked_returns_when_the_connection_breaks(url):
     # No orderly close: the socket just ends.
     connection._impl._transport._sock.shutdown(socket.SHUT_RDWR)
     channel = channel_of(url)
-    pump(channel, lambda: channel.queue_declare(queue, passive=True).method.message_count == 1)
+    pump(channel, lambda: waiting(channel, queue) == 1)
     method, _, _ = channel.basic_get(queue, auto_ack=True)
     equal(method.redelivered, True)
     channel.queue_delete(queue)
@@ -531,11 +535,12 @@ def prefetch_bounds_what_is_unacked(url):
     for _ in range(10):
         channel.basic_publish("", queue, b"x")
     pump(channel, lambda: len(seen) >= 3)
-    equal(settled(channel, queue), 7)
+    equal(waiting(channel, queue), 7)
     equal(seen, [1, 2, 3])
     channel.basic_ack(2, multiple=True)
     pump(channel, lambda: len(seen) >= 5)
-    equal(settled(channel, queue), 5)
+    channel.basic_publish("", queue, b"x")
+    equal(waiting(channel, queue), 6)
     equal(seen, [1, 2, 3, 4, 5])
 
 
@@ -556,16 +561,14 @@ def a_consumer_without_acks_ignores_prefetch(url):
 def a_confirmed_publish_has_arrived(url):
     channel = channel_of(url)
     queue = channel.queue_declare("", exclusive=True).method.queue
-    channel.confirm_delivery()
     for number in range(100):
         channel.basic_publish("", queue, str(number).encode(), mandatory=True)
-    equal(channel.queue_declare(queue, passive=True).method.message_count, 100)
+    equal(waiting(channel, queue), 100)
 
 
 @check
 def an_unroutable_mandatory_message_comes_back(url):
     channel = channel_of(url)
-    channel.confirm_delivery()
     key = unique("nowhere")
     try:
         channel.basic_publish("amq.direct", key, b"lost?", pika.BasicProperties(message_id="7"), mandatory=True)
@@ -634,7 +637,7 @@ def an_exchange_feeds_another(url):
     for key in ("a.b", "a.c", "x.b"):
         channel.basic_publish(upper, key, key.encode())
     equal(bodies(channel, queue, 1), [b"a.b"])
-    equal(settled(channel, queue), 0)
+    equal(waiting(channel, queue), 0)
 
 
 # ---- errors ----
