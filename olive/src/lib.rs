@@ -1,1 +1,7 @@
-//! Olive.
+//! Olive: a light task queue. A message arrives, a worker runs the function, the result goes back, the message is acked.
+
+pub mod message;
+pub mod outcome;
+pub mod registry;
+pub mod retry;
+pub mod topology;
