@@ -435,14 +435,20 @@ impl Value for Duration {
         Self::try_from_secs_f64(number * seconds).map_err(|_| wrong())
     }
     fn show(&self) -> String {
+        const UNITS: [(u128, &str); 4] = [
+            (86_400_000, "d"),
+            (3_600_000, "h"),
+            (60_000, "m"),
+            (1000, "s"),
+        ];
         let ms = self.as_millis();
-        match ms {
-            0 => "0s".into(),
-            _ if ms % 86_400_000 == 0 => format!("{}d", ms / 86_400_000),
-            _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-            _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-            _ if ms % 1000 == 0 => format!("{}s", ms / 1000),
-            _ => format!("{ms}ms"),
+        match UNITS
+            .iter()
+            .find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit))
+        {
+            Some((unit, name)) => format!("{}{name}", ms / unit),
+            None if ms == 0 => "0s".into(),
+            None => format!("{ms}ms"),
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod config;
 pub mod error;
 pub mod message;
 pub mod outcome;
+pub mod pool;
 pub mod registry;
 pub mod retry;
 pub mod topology;
