@@ -592,6 +592,11 @@ choice! {
     }
 }
 
+/// Parses a time such as `30s`, `1.5h` or `250ms`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Duration::parse(text)
+}
+
 fn number(text: &str, least: i64, most: i64) -> Result<i64, String> {
     match text.trim().parse::<i64>() {
         Err(_) => Err("is not a number".into()),

@@ -1,6 +1,8 @@
 //! Olive: a light task queue. A message arrives, a worker runs the function, the result goes back, the message is acked.
 
+pub mod cli;
 pub mod config;
+pub mod deliver;
 pub mod error;
 pub mod message;
 pub mod outcome;
