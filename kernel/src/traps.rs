@@ -37,7 +37,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::Location;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use crate::error::Interrupt;
@@ -325,17 +325,23 @@ pub struct Yield(pub(crate) bool);
 impl Future for Yield {
     type Output = Result<(), Interrupt>;
 
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.0 {
             return Poll::Ready(Ok(()));
         }
-        if let Some(interrupt) = call::with_task(|state| state.pending_interrupt()) {
-            return Poll::Ready(Err(interrupt));
-        }
         self.0 = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        match requeue(cx.waker()) {
+            None => Poll::Pending,
+            Some(interrupt) => Poll::Ready(Err(interrupt)),
+        }
     }
+}
+
+// A call of its own keeps the second poll, which only reads a flag, free of the registers that this one needs.
+#[inline(never)]
+fn requeue(waker: &Waker) -> Option<Interrupt> {
+    running(|core| core.yield_task(waker).err())
 }
 
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
@@ -480,8 +486,7 @@ pub fn sched_wake(lot: &Lot, count: usize) -> usize {
 pub fn join_wait(task: &TaskRef) -> JoinWait {
     JoinWait {
         body: task.body().clone(),
-        wait: Wait::IDLE,
-        at: Location::caller(),
+        wait: JoinPlace::new(Location::caller()),
     }
 }
 
@@ -489,18 +494,7 @@ pub fn join_wait(task: &TaskRef) -> JoinWait {
 #[must_use = "a trap does nothing until it is awaited"]
 pub struct JoinWait {
     body: BodyRef,
-    wait: Wait,
-    at: &'static Location<'static>,
-}
-
-impl JoinWait {
-    pub(crate) fn new(body: BodyRef, at: &'static Location<'static>) -> Self {
-        Self {
-            body,
-            wait: Wait::IDLE,
-            at,
-        }
-    }
+    wait: JoinPlace,
 }
 
 impl std::fmt::Debug for JoinWait {
@@ -515,14 +509,36 @@ impl Future for JoinWait {
     type Output = Result<(), Interrupt>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        if !this.wait.is_armed() && !this.body.is_live() {
+        let Self { body, wait } = self.get_mut();
+        wait.poll(body, cx)
+    }
+}
+
+/// A place among those who wait for a task's end.
+#[derive(Debug)]
+pub(crate) struct JoinPlace {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl JoinPlace {
+    pub(crate) const fn new(at: &'static Location<'static>) -> Self {
+        Self {
+            wait: Wait::IDLE,
+            at,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
+        if !self.wait.is_armed() && !body.is_live() {
             return Poll::Ready(Ok(()));
         }
-        let fired = this.wait.poll(cx, |state| {
-            let lot = state.joiners(this.body.slot.get());
-            let node = state.open_wait(WaitKind::Join, u64::from(lot), this.at);
-            state.park(node, lot);
+        let at = self.at;
+        let fired = self.wait.poll(cx, |state| {
+            let task = body.slot.get();
+            let node = state.open_wait(WaitKind::Join, u64::from(task), at);
+            state.arm_join(node, task);
             node
         });
         fired.map_ok(|_| ())

@@ -50,7 +50,7 @@ use crate::error::{Interrupt, RunError};
 use crate::task::{TaskId, TaskInfo, TaskState};
 use inbox::{InboxOwner, Note};
 use lots::Lots;
-use nodes::Nodes;
+use nodes::{Node, Nodes};
 use reactor::Reactor;
 use ready::Ready;
 use scopes::Scopes;
@@ -220,6 +220,7 @@ impl State {
             WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
             WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
             WaitKind::Remote => self.remote_waits -= 1,
+            WaitKind::Join => self.disarm_join(node),
             WaitKind::Foreign => {}
             kind => {
                 debug_assert!(kind.is_parked());
@@ -296,11 +297,7 @@ impl State {
             self.nodes.unlink_from_task(node, waits);
         }
         self.orphan_scopes(task);
-        let joiners = self.tasks[task].joiners;
-        if joiners != NIL {
-            self.unpark(joiners, usize::MAX);
-            self.lots.close(joiners);
-        }
+        self.fire_joiners(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             self.reasons.remove(&task);
         }
@@ -311,12 +308,40 @@ impl State {
         body
     }
 
-    /// The lot of those who wait for a task's end.
-    pub(crate) fn joiners(&mut self, task: u32) -> u32 {
-        if self.tasks[task].joiners == NIL {
-            self.tasks[task].joiners = self.lots.open();
+    /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
+    pub(crate) fn arm_join(&mut self, node: u32, task: u32) {
+        let first = self.tasks[task].joiners;
+        if first == NIL {
+            self.nodes[node].prev = node;
+            self.nodes[node].next = node;
+            self.tasks[task].joiners = node;
+            return;
         }
-        self.tasks[task].joiners
+        let last = self.nodes[first].prev;
+        self.nodes[node].prev = last;
+        self.nodes[node].next = first;
+        self.nodes[last].next = node;
+        self.nodes[first].prev = node;
+    }
+
+    fn disarm_join(&mut self, node: u32) {
+        let Node {
+            prev, next, key, ..
+        } = self.nodes[node];
+        self.nodes[prev].next = next;
+        self.nodes[next].prev = prev;
+        let first = &mut self.tasks[key as u32].joiners;
+        if *first == node {
+            *first = if next == node { NIL } else { next };
+        }
+    }
+
+    fn fire_joiners(&mut self, task: u32) {
+        while self.tasks[task].joiners != NIL {
+            let node = self.tasks[task].joiners;
+            self.disarm_join(node);
+            self.fire(node);
+        }
     }
 
     pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
@@ -383,6 +408,8 @@ pub(crate) struct Core {
     budget: Cell<u32>,
     /// The waker of the task that is being polled.
     word: Cell<Word>,
+    /// The running task is to be dropped as soon as its poll returns.
+    abort_running: Cell<bool>,
     /// Whether it is running, further up this thread's stack.
     entered: Cell<bool>,
     /// Clones are held by every `Remote`.
@@ -423,10 +450,7 @@ pub(crate) fn with_kernel<R>(id: u16, f: impl FnOnce(&Core) -> R) -> Option<R> {
     };
     let core = KERNELS.try_with(find).ok().flatten()?;
     let result = f.take()?(&core);
-    if !core.entered.get() && !core.state.borrow().ready.is_empty() {
-        // The host sleeps on our descriptor and does not know that there is work now.
-        core.inbox.sender().push(Note::Call(Box::new(|| {})));
-    }
+    core.nudge();
     Some(result)
 }
 
@@ -465,6 +489,7 @@ impl Core {
             registry,
             budget: Cell::new(BUDGET),
             word: Cell::new(Word::new(0, 0, 0)),
+            abort_running: Cell::new(false),
             entered: Cell::new(false),
             remotes: Arc::new(()),
             polls: Cell::new(0),
@@ -513,6 +538,24 @@ impl Core {
         (!self.word.get().is(waker)).then(|| waker.clone())
     }
 
+    /// Queues the running task again behind all that are ready, unless an interrupt is pending.
+    #[inline]
+    pub(crate) fn yield_task(&self, waker: &Waker) -> Result<(), Interrupt> {
+        let mut state = self.state.borrow_mut();
+        let task = state.current;
+        assert!(task != NIL, "a trap was polled outside of a task");
+        if let Some(interrupt) = state.pending_interrupt() {
+            return Err(interrupt);
+        }
+        if self.word.get().is(waker) {
+            state.make_ready(task);
+        } else {
+            drop(state);
+            waker.wake_by_ref();
+        }
+        Ok(())
+    }
+
     /// Whether the task may go on without letting others run; each true counts against its budget.
     pub(crate) fn spend(&self) -> bool {
         let left = self.budget.get();
@@ -539,6 +582,14 @@ impl Core {
         }
     }
 
+    /// If the host sleeps on our descriptor and does not know that there is work now, tells it.
+    fn nudge(&self) {
+        let asleep = !self.entered.get() && !self.inbox.has_mail();
+        if asleep && !self.state.borrow().ready.is_empty() {
+            self.inbox.sender().push(Note::Call(Box::new(|| {})));
+        }
+    }
+
     /// Starts a task at the end of the ready queue.
     pub(crate) fn spawn<F: Future>(
         &self,
@@ -554,12 +605,14 @@ impl Core {
         let handle = BodyRef::new(future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
-            handle.body.abort();
+            handle.body().abort();
             return handle;
         }
-        let slot = state.tasks.insert(handle.body.clone());
-        let slots = state.tasks.capacity();
-        state.ready.reserve(slots);
+        let slot = state.tasks.insert(handle.body().clone());
+        if slot as usize >= state.ready.capacity() {
+            let slots = state.tasks.capacity();
+            state.ready.reserve(slots);
+        }
         state.make_ready(slot);
         handle
     }
@@ -574,7 +627,7 @@ impl Core {
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
-            self.with(|state| state.tasks[slot].flags.set(Flags::ABORT));
+            self.abort_running.set(true);
         }
         true
     }
@@ -599,21 +652,27 @@ impl Core {
 
         self.budget.set(BUDGET);
         let waker = ManuallyDrop::new(word.waker());
-        let mut ended = body.poll(&mut Context::from_waker(&waker));
+        let ended = body.poll(&mut Context::from_waker(&waker));
+        self.after_poll(task, &body, ended);
+        true
+    }
 
+    fn after_poll(&self, task: u32, body: &BodyRef, mut ended: bool) {
         let mut state = self.state.borrow_mut();
         state.current = NIL;
-        if !ended && state.tasks[task].flags.has(Flags::ABORT) {
+        if !ended && !self.abort_running.get() {
+            return;
+        }
+        if self.abort_running.take() && !ended {
             drop(state);
             ended = body.abort();
             state = self.state.borrow_mut();
         }
         if ended {
-            // `body` is still referred to here, so dropping the slot's reference runs no user code.
+            // `body` is still referred to by the caller, so dropping the slot's reference runs no user code.
             drop(state.finish(task));
             self.flush(state);
         }
-        true
     }
 
     fn flush(&self, state: std::cell::RefMut<'_, State>) {
@@ -773,10 +832,13 @@ impl Core {
         let mut aborted = 0;
         self.state.borrow_mut().closed = true;
         loop {
-            let newest = self.state.borrow().newest();
-            let Some(body) = newest else { return aborted };
-            self.abort(&body);
-            aborted += 1;
+            let bodies = self.state.borrow().bodies();
+            if bodies.is_empty() {
+                return aborted;
+            }
+            for body in bodies {
+                aborted += usize::from(self.abort(&body));
+            }
         }
     }
 }
@@ -789,14 +851,7 @@ impl State {
             .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
     }
 
-    fn newest(&self) -> Option<BodyRef> {
-        self.tasks
-            .iter()
-            .filter_map(|(_, slot)| slot.body.as_ref())
-            .max_by_key(|body| body.id)
-            .cloned()
-    }
-
+    /// The live tasks, newest first.
     fn bodies(&self) -> Vec<BodyRef> {
         let mut bodies: Vec<_> = self
             .tasks
@@ -950,7 +1005,7 @@ impl<'env> Kernel<'env> {
             handle: self.core.spawn(main, Location::caller()),
             core: &self.core,
         };
-        self.core.run(&main.handle.body)?;
+        self.core.run(main.handle.body())?;
         let output = main.handle.take();
         drop(main);
         drop(running);
@@ -977,7 +1032,9 @@ impl<'env> Kernel<'env> {
     /// Starts a task, to be run by the next `run` or `turn`.
     #[track_caller]
     pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
-        crate::Task::from_handle(self.core.spawn(future, Location::caller()))
+        let handle = self.core.spawn(future, Location::caller());
+        self.core.nudge();
+        crate::Task::from_handle(handle)
     }
 
     /// A handle for other threads.
@@ -1036,7 +1093,7 @@ struct DropMain<'a, T> {
 
 impl<T> Drop for DropMain<'_, T> {
     fn drop(&mut self) {
-        self.core.abort(&self.handle.body);
+        self.core.abort(self.handle.body());
         // The output, if there is one, must not outlive this call either.
         drop(self.handle.take());
     }

@@ -73,7 +73,13 @@ impl WaitKind {
     pub(crate) const fn is_parked(self) -> bool {
         !matches!(
             self,
-            Self::Deadline | Self::Sleep | Self::Read | Self::Write | Self::Remote | Self::Foreign
+            Self::Deadline
+                | Self::Sleep
+                | Self::Join
+                | Self::Read
+                | Self::Write
+                | Self::Remote
+                | Self::Foreign
         )
     }
 }

@@ -249,6 +249,7 @@ impl State {
     }
 
     /// R4: what a trap that is about to block under the current scope must answer instead.
+    #[inline]
     pub(crate) fn pending_interrupt(&mut self) -> Option<Interrupt> {
         if !self.tasks[self.current].flags.has(Flags::PENDING) {
             return None;
@@ -322,6 +323,7 @@ impl State {
     }
 
     /// Marks all fired scopes from `scope` outwards, up to the first shield, as told and returns what to tell: the outermost (R6).
+    #[cold]
     fn tell(&mut self, mut scope: u32) -> Option<Interrupt> {
         let task = self.current;
         let mut found = None;

@@ -27,6 +27,7 @@ use std::task::{Context, Poll};
 use super::nodes::NIL;
 use super::waker::{self, MAX_SLOTS};
 use crate::error::{JoinError, panic_text};
+use crate::task::TaskRef;
 
 /// What the place of a body holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,13 +127,17 @@ impl<F: Future> Body<F> {
             Ok(Poll::Ready(output)) => Ok(output),
             Err(panic) => Err(panic),
         };
-        // SAFETY: the future is in place and nothing looks at it again after this.
-        let dropped = catch_unwind(AssertUnwindSafe(|| unsafe {
-            ManuallyDrop::drop(&mut place.future)
-        }));
-        let ended = match dropped {
-            Ok(()) => ended,
-            Err(panic) => ended.and(Err(panic)),
+        let ended = if std::mem::needs_drop::<F>() {
+            let dropped = catch_unwind(AssertUnwindSafe(|| {
+                // SAFETY: the future is in place and nothing looks at it again after this.
+                unsafe { ManuallyDrop::drop(&mut place.future) }
+            }));
+            match dropped {
+                Ok(()) => ended,
+                Err(panic) => ended.and(Err(panic)),
+            }
+        } else {
+            ended
         };
         match ended {
             Ok(output) => {
@@ -229,7 +234,7 @@ impl BodyRef {
         // SAFETY: the block is fresh, large enough and aligned for a `Body<F>`.
         unsafe { block.write(Body { header, place }) };
         Handle {
-            body: Self(block.cast()),
+            task: TaskRef::new(Self(block.cast())),
             output: PhantomData,
         }
     }
@@ -284,6 +289,7 @@ impl Deref for BodyRef {
 }
 
 impl Clone for BodyRef {
+    #[inline]
     fn clone(&self) -> Self {
         self.refs.set(
             self.refs
@@ -296,12 +302,19 @@ impl Clone for BodyRef {
 }
 
 impl Drop for BodyRef {
+    #[inline]
     fn drop(&mut self) {
         let refs = self.refs.get() - 1;
         self.refs.set(refs);
-        if refs > 0 {
-            return;
+        if refs == 0 {
+            self.free();
         }
+    }
+}
+
+impl BodyRef {
+    /// The last reference goes.
+    fn free(&self) {
         if self.stage.get() == Stage::Panicked {
             log::error!(
                 "task {} spawned at {} panicked and nobody joined it",
@@ -309,7 +322,9 @@ impl Drop for BodyRef {
                 self.spawned_at
             );
         }
-        self.clear();
+        if self.stage.get() != Stage::Taken {
+            self.clear();
+        }
         // SAFETY: this was the last reference; the block was allocated with this layout.
         unsafe { give_block(self.0.cast(), self.vtable.layout) };
     }
@@ -317,30 +332,34 @@ impl Drop for BodyRef {
 
 /// A reference to a body that knows the type of its output.
 pub(crate) struct Handle<T> {
-    pub(crate) body: BodyRef,
+    pub(crate) task: TaskRef,
     output: PhantomData<T>,
 }
 
 impl<T> Handle<T> {
+    pub(crate) const fn body(&self) -> &BodyRef {
+        self.task.body()
+    }
+
     /// The output, once the task has ended; `None` before that.
     pub(crate) fn take(&self) -> Option<Result<T, JoinError>> {
-        match self.body.stage.get() {
+        match self.body().stage.get() {
             Stage::Idle | Stage::Busy => None,
             Stage::Value => {
                 let mut output = std::mem::MaybeUninit::<T>::uninit();
                 // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::new` alone, which ties `T` to the
                 // future. The stage is changed before anything else can look.
                 let output = unsafe {
-                    (self.body.vtable.take)(self.body.0, output.as_mut_ptr().cast());
-                    self.body.stage.set(Stage::Taken);
+                    (self.body().vtable.take)(self.body().0, output.as_mut_ptr().cast());
+                    self.body().stage.set(Stage::Taken);
                     output.assume_init()
                 };
                 Some(Ok(output))
             }
             Stage::Panicked => {
                 // SAFETY: the stage says that the payload is there; it is changed before anything else can look.
-                let panic = unsafe { (self.body.vtable.take_panic)(self.body.0) };
-                self.body.stage.set(Stage::Taken);
+                let panic = unsafe { (self.body().vtable.take_panic)(self.body().0) };
+                self.body().stage.set(Stage::Taken);
                 Some(Err(JoinError::Panicked(panic)))
             }
             Stage::Aborted => Some(Err(JoinError::Aborted)),
@@ -483,7 +502,7 @@ pub(crate) struct Slot {
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
     pub(crate) scopes: u32,
-    /// Lot of the tasks that join this one, `NIL` until one does.
+    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last.
     pub(crate) joiners: u32,
     pub(crate) flags: Flags,
 }
@@ -506,8 +525,6 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
-    /// To be dropped as soon as the poll it is in returns.
-    pub(crate) const ABORT: Self = Self(32);
 
     pub(crate) const fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
