@@ -1,11 +1,28 @@
 //! The workers: what takes a task message and gives back an outcome.
 
 pub mod child;
+pub mod process;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::AllowList;
-use crate::message::Failure;
+use crate::message::{Failure, TaskMessage};
 use crate::outcome::{Outcome, Reason};
 use crate::registry::Registry;
+
+/// One attempt, as a worker gets it.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The message.
+    pub message: Arc<TaskMessage>,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// Its time limit.
+    pub timeout: Option<Duration>,
+    /// When it is asked to end before that.
+    pub soft: Option<Duration>,
+}
 
 /// Who runs a function.
 #[derive(Debug, PartialEq)]
