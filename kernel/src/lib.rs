@@ -55,6 +55,7 @@
 //! ([`AsFd`](std::os::fd::AsFd)) becomes readable when there is more to do. So it runs inside another event loop, which is how
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
+pub mod sync;
 pub mod traps;
 
 mod cancel;
@@ -62,6 +63,7 @@ mod error;
 mod runtime;
 mod task;
 mod time;
+mod workers;
 
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
@@ -79,6 +81,7 @@ pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
+pub use workers::{ThreadPool, run_in_thread};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///
