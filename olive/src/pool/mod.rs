@@ -2,6 +2,7 @@
 
 pub mod child;
 pub mod process;
+pub mod thread;
 
 use std::sync::Arc;
 use std::time::Duration;

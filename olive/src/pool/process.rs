@@ -23,6 +23,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
+use kernel::sync::{Broken, Promise, promise};
 use kernel::traps::{Direction, Lot, Source, WaitKind, sched_wait, sched_wake};
 use rustix::process::{Pid, Signal};
 
@@ -81,20 +82,7 @@ struct Shared {
 #[derive(Debug)]
 struct Assignment {
     task: Task,
-    answer: Rc<Answer>,
-}
-
-#[derive(Debug, Default)]
-struct Answer {
-    outcome: RefCell<Option<Outcome>>,
-    lot: Lot,
-}
-
-impl Answer {
-    fn give(&self, outcome: Outcome) {
-        *self.outcome.borrow_mut() = Some(outcome);
-        sched_wake(&self.lot, 1);
-    }
+    answer: Promise<Outcome>,
 }
 
 /// Where an idle child finds its next task.
@@ -161,16 +149,13 @@ impl ProcessPool {
             );
             return Ok(Outcome::Permanent(Failure::new("BodyTooLarge", text)));
         }
-        let answer = Rc::new(Answer::default());
-        self.assign(Assignment {
-            task,
-            answer: answer.clone(),
-        });
-        loop {
-            if let Some(outcome) = answer.outcome.borrow_mut().take() {
-                return Ok(outcome);
-            }
-            sched_wait(&answer.lot, WaitKind::Custom).await?;
+        let (answer, mut outcome) = promise();
+        self.assign(Assignment { task, answer });
+        match outcome.wait().await {
+            Ok(outcome) => Ok(outcome),
+            Err(Broken::Interrupted(interrupt)) => Err(interrupt),
+            // Its kernel task was cancelled: the app is on its way out.
+            Err(_) => Err(kernel::Interrupt::cancelled()),
         }
     }
 
@@ -268,7 +253,7 @@ async fn staff(shared: Rc<Shared>, mut child: Option<Child>, mut next: Option<As
         };
         match worker.run(&assignment.task).await {
             Ok(Ended::Alive(outcome)) => {
-                assignment.answer.give(outcome);
+                let _ = assignment.answer.keep(outcome);
                 child = Some(worker);
             }
             Ok(Ended::Dead(known, why)) => {
@@ -284,10 +269,11 @@ async fn staff(shared: Rc<Shared>, mut child: Option<Child>, mut next: Option<As
                 } else {
                     format!("{why}, {}", end.how)
                 };
-                assignment.answer.give(known.unwrap_or(Outcome::Lost {
+                let lost = Outcome::Lost {
                     how,
                     last_words: end.last_words,
-                }));
+                };
+                let _ = assignment.answer.keep(known.unwrap_or(lost));
             }
             Err(_) => break,
         }
