@@ -202,7 +202,6 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual((head["verdict"], head["after"], head["message"]), ("retry", 7, "not yet"))
         self.assertEqual(w.call("proj_tasks.never")[0]["verdict"], "permanent")
 
-    # Accepts: limits/soft_hard
     def test_the_soft_limit_is_raised_in_the_task(self):
         w = self.worker()
         for func in ["tidy", "stubborn"]:
@@ -272,7 +271,6 @@ class WorkerTest(unittest.TestCase):
         self.assertIn("'proj_tasks.add'", self.refused(w, "proj_tasks.ad", "not_registered"))
         self.refused(w, "proj_tasks.constant", "not_registered")
 
-    # Accepts: allow_list
     def test_an_empty_list_allows_nothing_and_says_which_setting_to_set(self):
         self.assertIn("olive_worker_allow", self.refused(self.worker(allow=[]), "proj_tasks.add", "not_allowed"))
 

@@ -286,7 +286,6 @@ mod tests {
         }
     }
 
-    /// Accepts: seed/submit
     #[test]
     fn arguments_are_json_where_they_are_json_and_strings_elsewhere() {
         let s = submit(

@@ -666,7 +666,6 @@ mod tests {
         Config::load(None, environment, flags).map_err(|e| e.to_string())
     }
 
-    /// Accepts: seed/topology
     #[test]
     fn defaults_are_sweepeas() {
         let c = Config::default();
@@ -725,7 +724,7 @@ mod tests {
         assert_eq!(c.origin("olive_task_timeout"), Origin::Default);
     }
 
-    /// Accepts: seed/env_config, cli/errors
+    /// Accepts: seed/env_config
     #[test]
     fn bad_values_are_refused_by_name_all_at_once() {
         let text = load(
@@ -893,7 +892,6 @@ mod tests {
         );
     }
 
-    /// Accepts: allow_list
     #[test]
     fn only_functions_below_an_allowed_module_are_admitted() {
         let allow = AllowList::parse("proj.tasks, proj.jobs.*").unwrap();

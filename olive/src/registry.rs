@@ -642,7 +642,6 @@ mod tests {
         );
     }
 
-    /// Accepts: cli/errors
     #[test]
     fn an_unknown_function_is_refused_with_the_nearest_name() {
         let Outcome::Refused { reason, failure } = run("ad", "[1,2]", "{}") else {

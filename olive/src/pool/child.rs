@@ -869,7 +869,6 @@ mod tests {
         }
     }
 
-    /// Accepts: limits/soft_hard
     #[test]
     fn a_task_is_asked_to_end_and_then_killed() {
         let now = Instant::now();

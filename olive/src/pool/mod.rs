@@ -89,7 +89,6 @@ mod tests {
         assert_eq!(of("proj.tasks.add", &["proj.tasks"]), Lane::Python);
     }
 
-    /// Accepts: allow_list, cli/errors
     #[test]
     fn a_name_that_nobody_runs_is_refused_with_the_setting_to_look_at() {
         let (reason, text) = refusal(of("os.system", &["proj.tasks"]));

@@ -849,7 +849,6 @@ mod tests {
         .unwrap();
     }
 
-    /// Accepts: olive/P26
     #[test]
     fn a_child_that_dies_is_replaced_and_says_its_last_words() {
         let folder = Folder::new(
@@ -874,7 +873,7 @@ mod tests {
         .unwrap();
     }
 
-    /// Accepts: seed/timeout, limits/soft_hard, olive/P21
+    /// Accepts: limits/soft_hard
     #[test]
     fn a_task_that_does_not_end_is_killed_with_its_grandchildren() {
         let folder = Folder::new(
@@ -927,7 +926,6 @@ mod tests {
         .unwrap();
     }
 
-    /// Accepts: olive/P12
     #[test]
     fn large_bodies_and_results_pass_both_ways_at_once() {
         let folder = Folder::new("def echo(x): return x\n");
@@ -973,7 +971,6 @@ mod tests {
         .unwrap();
     }
 
-    /// Accepts: logs/capture
     #[test]
     fn a_line_of_output_is_bounded_and_the_rest_counted() {
         let mut lines = Lines::default();

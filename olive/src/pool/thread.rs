@@ -180,7 +180,6 @@ mod tests {
         assert_eq!(outcome.unwrap(), Ok(Outcome::Done(b"\"opened\"".to_vec())));
     }
 
-    /// Accepts: seed/timeout
     #[test]
     fn a_function_that_looks_ends_when_its_time_is_up_and_one_that_does_not_is_given_up() {
         let (open, gate) = channel::<()>();
