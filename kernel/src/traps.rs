@@ -845,6 +845,14 @@ pub struct ReadyOp<'a, F> {
     at: &'static Location<'static>,
 }
 
+impl<F> ReadyOp<'_, F> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that makes several calls, not inside it.
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
+}
+
 impl<F> Unpin for ReadyOp<'_, F> {}
 
 impl<F> std::fmt::Debug for ReadyOp<'_, F> {
