@@ -812,20 +812,21 @@ impl Source {
 
     /// After a `WouldBlock`: registered, and known not to be ready.
     fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<SourceId> {
-        match self.at.get() {
-            Some((kernel, source)) if kernel == core.id() => {
-                core.with(|state| state.reactor.clear_ready(source, direction));
-                Ok(source)
-            }
-            Some(_) => Err(io::Error::other(
-                "this source is registered in another kernel; release it there first",
-            )),
-            None => {
-                let source = core.with(|state| state.reactor.register(self.fd))?;
-                self.at.set(Some((core.id(), source)));
-                Ok(source)
+        if let Some((kernel, source)) = self.at.get() {
+            if kernel == core.id() {
+                if core.with(|state| state.reactor.exhaust(source, direction)) {
+                    return Ok(source);
+                }
+                // Released by its descriptor: `io_release` knows nothing of us.
+            } else if runtime::with_kernel(kernel, |_| ()).is_some() {
+                return Err(io::Error::other(
+                    "this source is registered in another kernel; release it there first",
+                ));
             }
         }
+        let source = core.with(|state| state.reactor.register(self.fd))?;
+        self.at.set(Some((core.id(), source)));
+        Ok(source)
     }
 }
 
