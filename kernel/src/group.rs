@@ -4,14 +4,14 @@
 //! and not at ten thousand tasks. A member that was adopted has no such guard; those are few, and waited for one by one.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use crate::error::{Interrupt, JoinError};
+use crate::error::{Interrupt, JoinError, Reason};
 use crate::runtime::WaitKind;
 use crate::task::{Task, TaskId, TaskRef, spawn};
 use crate::traps::{Lot, join_wait, sched_wait, sched_wake};
@@ -37,16 +37,18 @@ pub enum Wait<T> {
 /// If dropped, its members are cancelled, but not waited for.
 pub struct TaskGroup<T, E = Interrupt> {
     wait: Wait<T>,
-    /// In the order of creation, which is that of their numbers.
-    members: Vec<Member<T, E>>,
+    /// By number, which is the order of creation.
+    members: BTreeMap<u64, Member<T, E>>,
     last_number: u64,
+    /// How many members have no outcome yet, daemons aside.
+    pending: usize,
+    /// The adopted members whose end was not seen yet, and some that were taken out.
+    adopted: Vec<u64>,
     ends: Rc<Ends>,
 }
 
 struct Member<T, E> {
-    number: u64,
     task: Task<Result<T, E>>,
-    is_adopted: bool,
     is_daemon: bool,
     outcome: Option<Result<T, GroupError<E>>>,
 }
@@ -144,8 +146,10 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     pub fn new(wait: Wait<T>) -> Self {
         Self {
             wait,
-            members: Vec::new(),
+            members: BTreeMap::new(),
             last_number: 0,
+            pending: 0,
+            adopted: Vec::new(),
             ends: Rc::default(),
         }
     }
@@ -174,24 +178,27 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     /// Makes a task that runs, or has ended, a member.
     pub fn adopt(&mut self, task: Task<Result<T, E>>) -> TaskRef {
         let number = self.next_number();
-        let is_adopted = !task.is_terminated();
-        if !is_adopted {
+        if task.is_terminated() {
             self.ends.add(number);
+        } else {
+            self.adopted.push(number);
         }
-        self.add(number, task, is_adopted, false)
+        self.add(number, task, false)
     }
 
-    /// Takes a member out, so that it outlives the group or is joined by hand. `None` if it is not, or no longer, a member, or
-    /// if its result was seen by the group.
+    /// Takes a member out, so that it outlives the group or is joined by hand. `None` if it is not, or no longer, a member.
     pub fn release(&mut self, task: &TaskRef) -> Option<Task<Result<T, E>>> {
-        let of = |member: &Member<T, E>| member.outcome.is_none() && *member.task == *task;
-        let index = self.members.iter().position(of)?;
-        Some(self.members.remove(index).task)
+        let number = *self.members.iter().find(|(_, m)| *m.task == *task)?.0;
+        let member = self.members.remove(&number)?;
+        if !member.is_daemon {
+            self.pending -= 1;
+        }
+        Some(member.task)
     }
 
     /// The members, in the order in which they were created, but for daemons.
     pub fn tasks(&self) -> impl Iterator<Item = &TaskRef> {
-        let members = self.members.iter().filter(|member| !member.is_daemon);
+        let members = self.members.values().filter(|member| !member.is_daemon);
         members.map(|member| &*member.task)
     }
 
@@ -202,16 +209,13 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     /// # Errors
     /// The caller's [`Interrupt`]; the members go on.
     pub async fn next_done(&mut self) -> Result<Option<Done<T, E>>, Interrupt> {
-        let index = match self.members.iter().position(|m| m.outcome.is_some()) {
-            Some(seen) => Some(seen),
-            None => self.next_end().await?,
+        let Some(number) = self.next_end().await? else {
+            return Ok(None);
         };
-        Ok(index.map(|index| {
-            let member = self.members.remove(index);
-            Done {
-                task: member.task.to_ref(),
-                result: member.outcome.expect("it has ended"),
-            }
+        let member = self.members.remove(&number).expect("it was just found");
+        Ok(Some(Done {
+            task: member.task.to_ref(),
+            result: member.outcome.expect("it has ended"),
         }))
     }
 
@@ -223,18 +227,19 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     /// The caller's [`Interrupt`].
     pub async fn cancel_remaining(&mut self) -> Result<(), Interrupt> {
         let mut cancelled = Vec::new();
-        for member in &self.members {
+        for (&number, member) in &self.members {
             if !member.is_daemon && !member.task.is_terminated() {
-                member.task.request_cancel(crate::Reason::default());
-                cancelled.push(member.number);
+                member.task.request_cancel(Reason::default());
+                cancelled.push(number);
             }
         }
         for number in &cancelled {
-            let index = self.find(*number).expect("nobody else takes members out");
-            join_wait(&self.members[index].task).await?;
+            join_wait(&self.members[number].task).await?;
         }
-        self.members
-            .retain(|member| cancelled.binary_search(&member.number).is_err());
+        for number in &cancelled {
+            self.members.remove(number);
+            self.pending -= 1;
+        }
         Ok(())
     }
 
@@ -251,7 +256,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
         let completed = completed?;
         ended?;
         let results = std::mem::take(&mut self.members)
-            .into_iter()
+            .into_values()
             .filter(|member| !member.is_daemon)
             .map(|member| (member.task.id(), member.outcome.expect("it has ended")))
             .collect();
@@ -273,7 +278,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
             let _end = end;
             future.await
         });
-        self.add(number, task, false, is_daemon)
+        self.add(number, task, is_daemon)
     }
 
     const fn next_number(&mut self) -> u64 {
@@ -281,54 +286,41 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
         self.last_number
     }
 
-    fn add(
-        &mut self,
-        number: u64,
-        task: Task<Result<T, E>>,
-        is_adopted: bool,
-        is_daemon: bool,
-    ) -> TaskRef {
+    fn add(&mut self, number: u64, task: Task<Result<T, E>>, is_daemon: bool) -> TaskRef {
         let task_ref = task.to_ref();
-        self.members.push(Member {
-            number,
+        let member = Member {
             task,
-            is_adopted,
             is_daemon,
             outcome: None,
-        });
+        };
+        self.members.insert(number, member);
+        self.pending += usize::from(!is_daemon);
         task_ref
     }
 
-    fn find(&self, number: u64) -> Option<usize> {
-        let by_number = |member: &Member<T, E>| member.number.cmp(&number);
-        self.members.binary_search_by(by_number).ok()
-    }
-
     /// Waits for the end of any member that is no daemon; `None` if all have ended. Its outcome is set.
-    async fn next_end(&mut self) -> Result<Option<usize>, Interrupt> {
+    async fn next_end(&mut self) -> Result<Option<u64>, Interrupt> {
         loop {
             while let Some(number) = self.ends.next() {
-                let Some(index) = self.find(number) else {
+                let Some(member) = self.members.get_mut(&number) else {
                     continue; // taken out
                 };
-                if self.members[index].is_daemon {
-                    self.members.remove(index);
-                } else if self.members[index].settle() {
-                    return Ok(Some(index));
+                if member.is_daemon {
+                    self.members.remove(&number);
+                } else if member.settle() {
+                    self.pending -= 1;
+                    return Ok(Some(number));
                 }
             }
-            let mut pending = self
-                .members
-                .iter()
-                .filter(|member| !member.is_daemon && member.outcome.is_none())
-                .peekable();
-            if pending.peek().is_none() {
+            if self.pending == 0 {
                 return Ok(None);
             }
-            let mut adopted: Vec<_> = pending
-                .filter(|member| member.is_adopted)
-                .map(|member| (member.number, join_wait(&member.task)))
-                .collect();
+            let mut adopted = Vec::new();
+            self.adopted.retain(|&number| {
+                let member = self.members.get(&number).filter(|m| m.outcome.is_none());
+                adopted.extend(member.map(|member| (number, join_wait(&member.task))));
+                member.is_some()
+            });
             let mut reported = sched_wait(&self.ends.lot, WaitKind::Join);
             let ends = &self.ends;
             poll_fn(|cx| {
@@ -353,8 +345,8 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
             return Ok(None);
         }
         let mut first = None;
-        while let Some(index) = self.next_end().await? {
-            let member = &self.members[index];
+        while let Some(number) = self.next_end().await? {
+            let member = &self.members[&number];
             let id = member.task.id();
             first = first.or(Some(id));
             let is_enough = match (&self.wait, member.outcome.as_ref().expect("it has ended")) {
@@ -376,10 +368,10 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     async fn end_all(&mut self) -> Result<(), Interrupt> {
         for is_daemon in [false, true] {
             let of_kind = |member: &&mut Member<T, E>| member.is_daemon == is_daemon;
-            for member in self.members.iter_mut().filter(of_kind) {
-                member.task.request_cancel(crate::Reason::default());
+            for member in self.members.values_mut().filter(of_kind) {
+                member.task.request_cancel(Reason::default());
             }
-            for member in self.members.iter_mut().filter(of_kind) {
+            for member in self.members.values_mut().filter(of_kind) {
                 join_wait(&member.task).await?;
                 member.settle();
             }
@@ -405,15 +397,15 @@ impl<T, E> Member<T, E> {
 
 impl<T, E> Drop for TaskGroup<T, E> {
     fn drop(&mut self) {
-        for member in &self.members {
-            member.task.request_cancel(crate::Reason::default());
+        for member in self.members.values() {
+            member.task.request_cancel(Reason::default());
         }
     }
 }
 
 impl<T, E> fmt::Debug for TaskGroup<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tasks = self.members.iter().map(|member| &member.task);
+        let tasks = self.members.values().map(|member| &member.task);
         f.debug_list().entries(tasks).finish()
     }
 }

@@ -1202,6 +1202,39 @@ fn ten_thousand_answers_to_a_kernel_that_does_not_listen_block_no_thread() {
         .unwrap();
 }
 
+/// Kernels of three threads share a pool, and every third call is abandoned at some stage of its life. A wake that is
+/// lost would leave a call, and with it this test, waiting for ever.
+#[test]
+fn a_pool_shared_by_several_kernels_leaves_no_call_behind() {
+    let pool = ThreadPool::new(2);
+    let calls = |pool: ThreadPool| {
+        kernel::run(async move {
+            for round in 0..200_usize {
+                let tasks: Vec<_> = (0..10)
+                    .map(|n| spawn(pool.run(move || round + n)))
+                    .collect();
+                yield_now().await.unwrap();
+                for task in tasks.iter().step_by(3) {
+                    task.abort();
+                }
+                for (n, task) in tasks.iter().enumerate() {
+                    match task.join().await {
+                        Ok(sum) => assert_eq!(sum, Ok(round + n)),
+                        Err(error) => assert!(matches!(error, JoinError::Aborted) && n % 3 == 0),
+                    }
+                }
+            }
+        })
+        .unwrap();
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| calls(pool.clone()));
+        }
+    });
+    assert!(pool.threads() <= pool.size());
+}
+
 // ---- task groups
 
 type Group = TaskGroup<i32, Interrupt>;
@@ -1445,6 +1478,20 @@ fn a_group_may_wait_for_any_for_the_first_fit_or_for_none() {
         let mut none = Group::new(Wait::None);
         none.spawn(after(10, 1));
         assert_eq!(values(none.join().await.unwrap()), [-1]);
+    });
+}
+
+/// Work for each end that grew with the number of members would make this test last for minutes.
+#[test]
+fn a_group_of_a_hundred_thousand_hears_of_each_end_by_itself() {
+    const MEMBERS: u64 = 100_000;
+    run(async {
+        let mut group = Group::new(Wait::All);
+        for n in 0..MEMBERS {
+            group.spawn(after(n % 1000, 1));
+        }
+        let sum: i32 = values(group.join().await.unwrap()).into_iter().sum();
+        assert_eq!(sum, MEMBERS as i32);
     });
 }
 
