@@ -61,6 +61,7 @@ pub mod traps;
 
 mod cancel;
 mod error;
+mod group;
 mod runtime;
 mod task;
 mod time;
@@ -71,6 +72,7 @@ pub use cancel::{
     set_cancellation, shield, take_cancellation,
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Reason, ResourceBusy, RunError};
+pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };

@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | [`Event`] | a flag | `Event` |
 //! | [`promise`] | one value from one task | `Result` |
+//! | [`Lock`], [`RLock`] | being alone | the same |
+//! | [`Semaphore`], [`BoundedSemaphore`] | one of so many permits | the same |
+//! | [`Condition`] | a change, with a lock | `Condition` |
 //! | [`Queue`], [`PriorityQueue`], [`LifoQueue`] | an item, or room for one | the same |
 //!
 //! All are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
@@ -14,20 +17,26 @@
 //! later queues behind it, even if it arrives before the woken task has run. Should the waiter go away before it takes
 //! what it was given, the next one gets it. A cancellation that comes after the grant does not take it back.
 
+mod condition;
 mod event;
+mod lock;
 mod queue;
 mod result;
+mod semaphore;
 
 use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+pub use condition::Condition;
 pub use event::{Event, EventWait};
+pub use lock::{Lock, LockAcquire, LockGuard, RLock, RLockAcquire, RLockGuard};
 pub use queue::{
     Get, LifoQueue, PriorityQueue, Put, Queue, QueueError, QueueJoin, Store, TryGetError,
     TryPutError,
 };
 pub use result::{Broken, Promise, Promised, PromisedWait, promise};
+pub use semaphore::{BoundedSemaphore, Permit, Semaphore, SemaphoreAcquire, TooManyPermits};
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
@@ -44,6 +53,14 @@ struct Line {
 }
 
 impl Line {
+    const fn new() -> Self {
+        Self {
+            lot: Lot::new(),
+            waiting: Cell::new(0),
+            granted: Cell::new(0),
+        }
+    }
+
     /// Gives one thing to the task that waits longest. False if nobody waits.
     fn grant(&self) -> bool {
         // The count spares the way into the kernel in the common case.
