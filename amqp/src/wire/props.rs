@@ -71,6 +71,11 @@ impl<'a> Props<'a> {
     /// No properties at all.
     pub const EMPTY: Props<'static> = Props(&[0, 0]);
 
+    /// A view of bytes kept from an earlier [`ContentHeader`], flags first.
+    pub fn from_bytes(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes, flags first; what [`put_content`](super::frame::put_content) takes.
     #[inline]
     pub fn as_bytes(&self) -> &'a [u8] {
@@ -620,6 +625,11 @@ impl<'a> From<Array<'a>> for Value<'a> {
 pub struct Table<'a>(&'a [u8]);
 
 impl<'a> Table<'a> {
+    /// A view of encoded entries, without the length in front.
+    pub fn from_bytes(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// Entries in order. Stops at the first that cannot be read, and passes over keys that are not UTF-8; see [`Table::check`].
     pub fn iter(&self) -> TableIter<'a> {
         TableIter(Cursor(self.0))
