@@ -13,9 +13,9 @@ use super::store::Mark;
 use super::vhost::{Enqueued, ExchangeSpec, QueueSpec, REPLY_TO, Route, Vhost};
 use super::{Config, SessionId};
 use crate::error::ReplyCode;
-use crate::proto::content::{Assembly, Content};
+use crate::proto::content::Content;
 use crate::proto::unsettled::Slots;
-use crate::wire::cold::{self, Method, basic, confirm, exchange, queue, short_text, tx};
+use crate::wire::cold::{self, Method, access, basic, confirm, exchange, queue, short_text, tx};
 use crate::wire::frame::put_content;
 use crate::wire::{Ack, Deliver, GetOk, Nack, Props, Publish, Reject, Return, TableBuf};
 
@@ -34,9 +34,34 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    fn put(&mut self, method: impl Into<Method>) {
-        cold::put(self.out, self.number, &method.into());
+    fn put(&mut self, method: impl Answer) {
+        cold::put(self.out, self.number, &method.into_method());
     }
+}
+
+/// A method of one class as one of any: amq-protocol has no `From` for it.
+pub(super) trait Answer {
+    fn into_method(self) -> Method;
+}
+
+macro_rules! answers {
+    ($($class:ident $variant:ident,)*) => {
+        $(impl Answer for cold::$class::AMQPMethod {
+            fn into_method(self) -> Method {
+                Method::$variant(self)
+            }
+        })*
+    };
+}
+
+answers! {
+    access Access,
+    basic Basic,
+    channel Channel,
+    confirm Confirm,
+    connection Connection,
+    exchange Exchange,
+    queue Queue,
 }
 
 /// A delivery that the client has not settled.
@@ -67,7 +92,11 @@ impl Confirms {
             Some(n) => n > 1,
         };
         self.answered = through;
-        Ack { delivery_tag: through, multiple }.put(out, channel);
+        Ack {
+            delivery_tag: through,
+            multiple,
+        }
+        .put(out, channel);
     }
 }
 
@@ -85,7 +114,6 @@ struct LastRoute {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Channel {
-    pub(super) assembly: Assembly,
     /// We have sent `channel.close`: what still comes in is dropped until the answer.
     pub(super) closing: bool,
     unsettled: Slots<Delivered>,
@@ -108,9 +136,8 @@ pub(super) struct Channel {
 const SLOTS_MAX: usize = 1 << 20;
 
 impl Channel {
-    pub(super) fn new(max_body: u64) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            assembly: Assembly::new(max_body),
             closing: false,
             unsettled: Slots::new(),
             pushed: 0,
@@ -125,7 +152,11 @@ impl Channel {
     }
 
     /// A content is complete. What follows a method other than publish has been refused before.
-    pub(super) fn content(&mut self, content: Content<'_>, scope: &mut Scope<'_>) -> Result<(), Fault> {
+    pub(super) fn content(
+        &mut self,
+        content: Content<'_>,
+        scope: &mut Scope<'_>,
+    ) -> Result<(), Fault> {
         let publish = Publish::decode(content.args)?;
         let (props, mut body) = (content.props, content.body.into_owned());
         let body_len = body.len();
@@ -169,7 +200,11 @@ impl Channel {
         }
         props.check()?;
         let traits = Traits::read(props, scope.user)?;
-        let copies = if traits.has_headers { copies(props)? } else { Vec::new() };
+        let copies = if traits.has_headers {
+            copies(props)?
+        } else {
+            Vec::new()
+        };
         if let Some(rewritten) = self.rewrite(props)? {
             content.truncate(body_len);
             content.extend_from_slice(&rewritten);
@@ -261,7 +296,7 @@ impl Channel {
         let mut headers = TableBuf::new();
         let invalid = |e| Fault::precondition(format_args!("invalid message: {e}"));
         if blind {
-            for (name, value) in properties.headers.iter().flatten() {
+            for (name, value) in properties.headers.into_iter().flatten() {
                 if name != "BCC" {
                     headers.insert(name, value).map_err(invalid)?;
                 }
@@ -275,21 +310,32 @@ impl Channel {
 
     /// Answers the publishings of the input that has just been handled, or has them wait for the store.
     /// `true` if some wait.
-    pub(super) fn flush_confirms(&mut self, scope: &mut Scope<'_>) -> bool {
+    pub(super) fn flush_confirms(
+        &mut self,
+        number: u16,
+        vhost: &mut Vhost,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let Some(confirms) = &mut self.confirms else {
             return false;
         };
-        let marked = confirms.waiting.back().map_or(confirms.answered, |&(_, through)| through);
+        let marked = confirms
+            .waiting
+            .back()
+            .map_or(confirms.answered, |&(_, through)| through);
         if confirms.last > marked {
-            let mark = scope.vhost.mark();
+            let mark = vhost.mark();
             confirms.waiting.push_back((mark, confirms.last));
         }
-        let safe = scope.vhost.safe();
+        let safe = vhost.safe();
         let mut through = 0;
-        while let Some((_, last)) = confirms.waiting.pop_front_if(|(mark, _)| *mark <= safe) {
+        while let Some(&(mark, last)) = confirms.waiting.front()
+            && mark <= safe
+        {
+            confirms.waiting.pop_front();
             through = last;
         }
-        confirms.ack(through, scope.number, scope.out);
+        confirms.ack(through, number, out);
         !confirms.waiting.is_empty()
     }
 
@@ -343,7 +389,12 @@ impl Channel {
     }
 
     pub(super) fn ack(&mut self, ack: Ack, scope: &mut Scope<'_>) -> Result<(), Fault> {
-        self.settle(ack.delivery_tag, ack.multiple, scope, |vhost, queue, entry| vhost.acked(queue, entry))
+        self.settle(
+            ack.delivery_tag,
+            ack.multiple,
+            scope,
+            |vhost, queue, entry| vhost.acked(queue, entry),
+        )
     }
 
     pub(super) fn nack(&mut self, nack: Nack, scope: &mut Scope<'_>) -> Result<(), Fault> {
@@ -354,7 +405,13 @@ impl Channel {
         self.refuse(reject.delivery_tag, false, reject.requeue, scope)
     }
 
-    fn refuse(&mut self, tag: u64, multiple: bool, requeue: bool, scope: &mut Scope<'_>) -> Result<(), Fault> {
+    fn refuse(
+        &mut self,
+        tag: u64,
+        multiple: bool,
+        requeue: bool,
+        scope: &mut Scope<'_>,
+    ) -> Result<(), Fault> {
         self.settle(tag, multiple, scope, |vhost, queue, entry| {
             if requeue {
                 vhost.requeue(queue, entry);
@@ -387,7 +444,12 @@ impl Channel {
     }
 
     /// Ends one delivery `how`, and lets the queue know if somebody waits for the room that this makes.
-    fn give_back(&mut self, delivered: Delivered, vhost: &mut Vhost, how: &impl Fn(&mut Vhost, QueueId, Entry)) {
+    fn give_back(
+        &mut self,
+        delivered: Delivered,
+        vhost: &mut Vhost,
+        how: &impl Fn(&mut Vhost, QueueId, Entry),
+    ) {
         let Delivered {
             queue,
             entry,
@@ -417,21 +479,28 @@ impl Channel {
         self.closing = true;
         // The messages go back first: an auto-delete queue may go with its last consumer.
         while let Some((_, delivered)) = self.unsettled.take_first_through(u64::MAX) {
-            self.give_back(delivered, vhost, &|vhost, queue, entry| vhost.requeue(queue, entry));
+            self.give_back(delivered, vhost, &|vhost, queue, entry| {
+                vhost.requeue(queue, entry)
+            });
         }
         for consumer in std::mem::take(&mut self.consumers).into_values() {
             vhost.leave(&consumer, now);
         }
         *self = Self {
             closing: true,
-            ..Self::new(0)
+            ..Self::new()
         };
     }
 
     // ---- methods ----
 
     /// Any method of a channel that no content follows and that settles nothing. `args` is its encoded form.
-    pub(super) fn method(&mut self, method: Method, args: &[u8], scope: &mut Scope<'_>) -> Result<(), Fault> {
+    pub(super) fn method(
+        &mut self,
+        method: Method,
+        args: &[u8],
+        scope: &mut Scope<'_>,
+    ) -> Result<(), Fault> {
         match method {
             Method::Basic(method) => self.basic(method, args, scope),
             Method::Queue(method) => self.queue(method, scope),
@@ -439,14 +508,12 @@ impl Channel {
             Method::Confirm(confirm::AMQPMethod::Select(select)) => {
                 self.confirms.get_or_insert_default();
                 if !select.nowait {
-                    scope.put(Method::Confirm(confirm::AMQPMethod::SelectOk(confirm::SelectOk {})));
+                    scope.put(confirm::AMQPMethod::SelectOk(confirm::SelectOk {}));
                 }
                 Ok(())
             }
-            Method::Access(cold::access::AMQPMethod::Request(_)) => {
-                scope.put(Method::Access(cold::access::AMQPMethod::RequestOk(
-                    cold::access::RequestOk {},
-                )));
+            Method::Access(access::AMQPMethod::Request(_)) => {
+                scope.put(access::AMQPMethod::RequestOk(access::RequestOk {}));
                 Ok(())
             }
             Method::Tx(tx::AMQPMethod::Select(_)) if self.confirms.is_some() => {
@@ -459,13 +526,20 @@ impl Channel {
                 Err(Fault::precondition("channel is not transactional"))
             }
             // Answers that only a server gives, and what the session has kept to itself.
-            Method::Confirm(_) | Method::Access(_) | Method::Tx(_) | Method::Channel(_) | Method::Connection(_) => {
-                Err(not_for_servers())
-            }
+            Method::Confirm(_)
+            | Method::Access(_)
+            | Method::Tx(_)
+            | Method::Channel(_)
+            | Method::Connection(_) => Err(not_for_servers()),
         }
     }
 
-    fn basic(&mut self, method: basic::AMQPMethod, args: &[u8], scope: &mut Scope<'_>) -> Result<(), Fault> {
+    fn basic(
+        &mut self,
+        method: basic::AMQPMethod,
+        args: &[u8],
+        scope: &mut Scope<'_>,
+    ) -> Result<(), Fault> {
         use basic::AMQPMethod as M;
         match method {
             M::Qos(qos) => {
@@ -474,7 +548,9 @@ impl Channel {
                     && size != [0; 4]
                 {
                     let size = u32::from_be_bytes(size);
-                    return Err(Fault::not_implemented(format_args!("prefetch_size!=0 ({size})")));
+                    return Err(Fault::not_implemented(format_args!(
+                        "prefetch_size!=0 ({size})"
+                    )));
                 }
                 if qos.global {
                     self.prefetch_all = qos.prefetch_count;
@@ -508,7 +584,9 @@ impl Channel {
                 Ok(())
             }
             M::RecoverAsync(recover) => self.recover(recover.requeue, scope),
-            M::Publish(_) | M::Ack(_) | M::Nack(_) | M::Reject(_) => unreachable!("hot methods are not decoded cold"),
+            M::Publish(_) | M::Ack(_) | M::Nack(_) | M::Reject(_) => {
+                unreachable!("hot methods are not decoded cold")
+            }
             M::QosOk(_)
             | M::ConsumeOk(_)
             | M::Return(_)
@@ -535,11 +613,15 @@ impl Channel {
             tag => tag.into(),
         };
         if self.consumers.contains_key(&tag) {
-            return Err(Fault::not_allowed(format_args!("attempt to reuse consumer tag '{tag}'")));
+            return Err(Fault::not_allowed(format_args!(
+                "attempt to reuse consumer tag '{tag}'"
+            )));
         }
         if self.consumers.len() >= scope.config.max_consumers {
             let most = scope.config.max_consumers;
-            return Err(Fault::not_allowed(format_args!("more than {most} consumers on one channel")));
+            return Err(Fault::not_allowed(format_args!(
+                "more than {most} consumers on one channel"
+            )));
         }
         let name = self.queue_name(consume.queue.as_str())?;
         let id = if &*name == REPLY_TO {
@@ -555,9 +637,14 @@ impl Channel {
         } else {
             let queue = scope.vhost.usable_queue(&name, scope.session)?;
             let others = queue.consumers();
-            if others.first().is_some_and(|other| consume.exclusive || other.exclusive) {
+            if others
+                .first()
+                .is_some_and(|other| consume.exclusive || other.exclusive)
+            {
                 let what = scope.vhost.queue_called(&name);
-                return Err(Fault::access_refused(format_args!("{what} in exclusive use")));
+                return Err(Fault::access_refused(format_args!(
+                    "{what} in exclusive use"
+                )));
             }
             queue.id
         };
@@ -580,7 +667,9 @@ impl Channel {
         scope.vhost.touch(id);
         if !consume.nowait {
             let consumer_tag = short_text(&tag);
-            scope.put(basic::AMQPMethod::ConsumeOk(basic::ConsumeOk { consumer_tag }));
+            scope.put(basic::AMQPMethod::ConsumeOk(basic::ConsumeOk {
+                consumer_tag,
+            }));
         }
         Ok(())
     }
@@ -636,14 +725,16 @@ impl Channel {
 
     fn queue(&mut self, method: queue::AMQPMethod, scope: &mut Scope<'_>) -> Result<(), Fault> {
         use queue::AMQPMethod as M;
-        let (session, now) = (scope.session, scope.now);
+        let session = scope.session;
         match method {
             M::Declare(declare) => self.declare_queue(&declare, scope),
             M::Bind(bind) => {
                 let name = self.queue_name(bind.queue.as_str())?;
                 let key = self.key(bind.queue.as_str(), bind.routing_key.as_str());
                 let arguments = cold::table_buf(&bind.arguments);
-                scope.vhost.bind_queue(&name, bind.exchange.as_str(), &key, arguments, session)?;
+                scope
+                    .vhost
+                    .bind_queue(&name, bind.exchange.as_str(), &key, arguments, session)?;
                 if !bind.nowait {
                     scope.put(M::BindOk(queue::BindOk {}));
                 }
@@ -653,7 +744,13 @@ impl Channel {
                 let name = self.queue_name(unbind.queue.as_str())?;
                 let key = self.key(unbind.queue.as_str(), unbind.routing_key.as_str());
                 let arguments = cold::table_buf(&unbind.arguments);
-                scope.vhost.unbind_queue(&name, unbind.exchange.as_str(), &key, &arguments, session)?;
+                scope.vhost.unbind_queue(
+                    &name,
+                    unbind.exchange.as_str(),
+                    &key,
+                    &arguments,
+                    session,
+                )?;
                 scope.put(M::UnbindOk(queue::UnbindOk {}));
                 Ok(())
             }
@@ -667,19 +764,27 @@ impl Channel {
             }
             M::Delete(delete) => {
                 let name = self.queue_name(delete.queue.as_str())?;
-                let held = scope.vhost.delete_queue(&name, delete.if_unused, delete.if_empty, session)?;
+                let held =
+                    scope
+                        .vhost
+                        .delete_queue(&name, delete.if_unused, delete.if_empty, session)?;
                 if !delete.nowait {
                     let message_count = count(held);
                     scope.put(M::DeleteOk(queue::DeleteOk { message_count }));
                 }
-                let _ = now;
                 Ok(())
             }
-            M::DeclareOk(_) | M::BindOk(_) | M::UnbindOk(_) | M::PurgeOk(_) | M::DeleteOk(_) => Err(not_for_servers()),
+            M::DeclareOk(_) | M::BindOk(_) | M::UnbindOk(_) | M::PurgeOk(_) | M::DeleteOk(_) => {
+                Err(not_for_servers())
+            }
         }
     }
 
-    fn declare_queue(&mut self, declare: &queue::Declare, scope: &mut Scope<'_>) -> Result<(), Fault> {
+    fn declare_queue(
+        &mut self,
+        declare: &queue::Declare,
+        scope: &mut Scope<'_>,
+    ) -> Result<(), Fault> {
         let asked = declare.queue.as_str();
         let (name, messages, consumers) = if declare.passive {
             let name = self.queue_name(asked)?;
@@ -735,7 +840,9 @@ impl Channel {
                 Ok(())
             }
             M::Delete(delete) => {
-                scope.vhost.delete_exchange(delete.exchange.as_str(), delete.if_unused)?;
+                scope
+                    .vhost
+                    .delete_exchange(delete.exchange.as_str(), delete.if_unused)?;
                 if !delete.nowait {
                     scope.put(M::DeleteOk(exchange::DeleteOk {}));
                 }
@@ -765,7 +872,9 @@ impl Channel {
                 }
                 Ok(())
             }
-            M::DeclareOk(_) | M::DeleteOk(_) | M::BindOk(_) | M::UnbindOk(_) => Err(not_for_servers()),
+            M::DeclareOk(_) | M::DeleteOk(_) | M::BindOk(_) | M::UnbindOk(_) => {
+                Err(not_for_servers())
+            }
         }
     }
 
@@ -789,12 +898,19 @@ impl Channel {
 }
 
 /// Looks at the exchange of a publishing that does not go where the last one went; strings that did not change are kept.
-fn look_up(publish: &Publish<'_>, last: Option<LastRoute>, scope: &Scope<'_>) -> Result<LastRoute, Fault> {
+fn look_up(
+    publish: &Publish<'_>,
+    last: Option<LastRoute>,
+    scope: &Scope<'_>,
+) -> Result<LastRoute, Fault> {
     let (exchange, key) = match last {
         Some(last) => (Some(last.exchange), Some(last.key)),
         None => (None, None),
     };
-    let keep = |old: Option<Rc<str>>, new: &str| old.filter(|old| **old == *new).unwrap_or_else(|| new.into());
+    let keep = |old: Option<Rc<str>>, new: &str| {
+        old.filter(|old| **old == *new)
+            .unwrap_or_else(|| new.into())
+    };
     if !publish.exchange.is_empty() && scope.vhost.require_exchange(publish.exchange)?.internal {
         let what = scope.vhost.exchange_called(publish.exchange);
         return Err(Fault::access_refused(format_args!(

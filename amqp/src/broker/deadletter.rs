@@ -39,13 +39,18 @@ pub(crate) struct Letter {
 
 impl Letter {
     /// The message to publish to the dead letter `exchange`; the body is the old one's.
-    pub(crate) fn into_message(self, old: &Message, exchange: Rc<str>, memory: &Rc<Cell<usize>>) -> Message {
+    pub(crate) fn into_message(
+        self,
+        old: &Message,
+        exchange: Rc<str>,
+        memory: &Rc<Cell<usize>>,
+    ) -> Message {
         let props = self.props.as_bytes();
         let mut content = Vec::with_capacity(props.len() + old.body().len());
-        content.extend_from_slice(props);
         content.extend_from_slice(old.body());
+        content.extend_from_slice(props);
         let key = self.keys[0].clone();
-        let mut message = Message::new(exchange, key, content, props.len(), memory);
+        let mut message = Message::new(exchange, key, content, old.body().len(), memory);
         message.persistent = old.persistent;
         message.priority = old.priority;
         message
@@ -72,12 +77,23 @@ pub(crate) fn write(
         routing_keys.push(*copy);
     }
 
-    let deaths = old.get("x-death").and_then(|v| v.as_array()).unwrap_or_default();
+    let deaths = old
+        .get("x-death")
+        .and_then(|v| v.as_array())
+        .unwrap_or_default();
     let same = |death: &Value<'_>| {
-        death.as_table().is_some_and(|d| text(d, "queue") == Some(queue) && text(d, "reason") == Some(reason.name()))
+        death.as_table().is_some_and(|d| {
+            text(d, "queue") == Some(queue) && text(d, "reason") == Some(reason.name())
+        })
     };
-    let before = deaths.iter().find(|death| same(death)).and_then(|death| death.as_table());
-    let count = before.and_then(|d| d.get("count")?.as_int()).unwrap_or(0).saturating_add(1);
+    let before = deaths
+        .iter()
+        .find(|death| same(death))
+        .and_then(|death| death.as_table());
+    let count = before
+        .and_then(|d| d.get("count")?.as_int())
+        .unwrap_or(0)
+        .saturating_add(1);
     let mut death = TableBuf::new();
     death.insert("count", count).ok()?;
     match before {
@@ -113,7 +129,9 @@ pub(crate) fn write(
     }
     headers.insert("x-death", all.as_array()).ok()?;
     if old.get("x-first-death-reason").is_none() {
-        headers.insert("x-first-death-exchange", &*message.exchange).ok()?;
+        headers
+            .insert("x-first-death-exchange", &*message.exchange)
+            .ok()?;
         headers.insert("x-first-death-queue", queue).ok()?;
         headers.insert("x-first-death-reason", reason.name()).ok()?;
     }
@@ -134,7 +152,10 @@ pub(crate) fn write(
 /// Whether `letter` has been in `queue` before and nobody has rejected it since.
 pub(crate) fn is_cycle(letter: &Letter, queue: &str) -> bool {
     let headers = letter.props.as_props().headers().unwrap_or_default();
-    let deaths = headers.get("x-death").and_then(|v| v.as_array()).unwrap_or_default();
+    let deaths = headers
+        .get("x-death")
+        .and_then(|v| v.as_array())
+        .unwrap_or_default();
     for death in deaths.iter().filter_map(|death| death.as_table()) {
         if text(death, "reason") == Some(Reason::Rejected.name()) {
             return false;

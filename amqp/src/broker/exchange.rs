@@ -163,7 +163,12 @@ impl Exchange {
     }
 
     /// Adds a binding; `false` if it was there.
-    pub(crate) fn bind(&mut self, key: &str, to: Destination, arguments: TableBuf) -> Result<bool, Fault> {
+    pub(crate) fn bind(
+        &mut self,
+        key: &str,
+        to: Destination,
+        arguments: TableBuf,
+    ) -> Result<bool, Fault> {
         let asks = match self.kind {
             Kind::Headers => Some(Match::parse(arguments.as_table())?),
             Kind::Direct | Kind::Fanout | Kind::Topic => None,
@@ -173,13 +178,20 @@ impl Exchange {
             None => Rc::from(key),
         };
         let same_key = self.bindings.entry(key.clone()).or_default();
-        if same_key.iter().any(|b| b.to == to && b.arguments == arguments) {
+        if same_key
+            .iter()
+            .any(|b| b.to == to && b.arguments == arguments)
+        {
             return Ok(false);
         }
         if same_key.is_empty() && self.kind == Kind::Topic && has_wildcard(&key) {
             self.patterns.push(key);
         }
-        same_key.push(Binding { to, arguments, asks });
+        same_key.push(Binding {
+            to,
+            arguments,
+            asks,
+        });
         self.count += 1;
         Ok(true)
     }
@@ -224,7 +236,12 @@ impl Exchange {
     }
 
     /// Calls `found` for every binding that takes the message; a destination may come more than once.
-    pub(crate) fn route(&self, key: &str, headers: Option<Table<'_>>, mut found: impl FnMut(Destination)) {
+    pub(crate) fn route(
+        &self,
+        key: &str,
+        headers: Option<Table<'_>>,
+        mut found: impl FnMut(Destination),
+    ) {
         match self.kind {
             Kind::Direct => self.under(key).for_each(|b| found(b.to)),
             Kind::Fanout => self.bindings.values().flatten().for_each(|b| found(b.to)),
@@ -240,7 +257,9 @@ impl Exchange {
             }
             Kind::Headers => {
                 for binding in self.bindings.values().flatten() {
-                    let asks = binding.asks.expect("a binding of a headers exchange has an x-match");
+                    let asks = binding
+                        .asks
+                        .expect("a binding of a headers exchange has an x-match");
                     if asks.accepts(binding.arguments.as_table(), headers) {
                         found(binding.to);
                     }
@@ -394,7 +413,11 @@ mod tests {
         ] {
             let mut x = exchange(Kind::Topic);
             x.bind(pattern, A, TableBuf::new()).unwrap();
-            assert_eq!(routed(&x, key, None) == [A], expected, "{pattern:?} against {key:?}");
+            assert_eq!(
+                routed(&x, key, None) == [A],
+                expected,
+                "{pattern:?} against {key:?}"
+            );
         }
     }
 
@@ -410,17 +433,42 @@ mod tests {
     fn headers_all_and_any() {
         let text = |s| Value::Str(s);
         let mut x = exchange(Kind::Headers);
-        x.bind("", A, table(&[("n", Value::I32(1)), ("x-y", text(b"?"))])).unwrap();
-        x.bind("", B, table(&[("x-match", text(b"any")), ("n", Value::I32(1)), ("s", Value::Void)])).unwrap();
-        assert_eq!(routed(&x, "", Some(&table(&[("n", Value::I32(1))]))), [A, B]);
+        x.bind("", A, table(&[("n", Value::I32(1)), ("x-y", text(b"?"))]))
+            .unwrap();
+        x.bind(
+            "",
+            B,
+            table(&[
+                ("x-match", text(b"any")),
+                ("n", Value::I32(1)),
+                ("s", Value::Void),
+            ]),
+        )
+        .unwrap();
+        assert_eq!(
+            routed(&x, "", Some(&table(&[("n", Value::I32(1))]))),
+            [A, B]
+        );
         assert_eq!(routed(&x, "", Some(&table(&[("n", Value::I32(2))]))), []);
-        assert_eq!(routed(&x, "", Some(&table(&[("s", text(b"anything"))]))), [B]);
+        assert_eq!(
+            routed(&x, "", Some(&table(&[("s", text(b"anything"))]))),
+            [B]
+        );
         assert_eq!(routed(&x, "", None), []);
 
         let mut strict = exchange(Kind::Headers);
-        strict.bind("", A, table(&[("x-match", text(b"all-with-x")), ("x-y", text(b"?"))])).unwrap();
+        strict
+            .bind(
+                "",
+                A,
+                table(&[("x-match", text(b"all-with-x")), ("x-y", text(b"?"))]),
+            )
+            .unwrap();
         assert_eq!(routed(&strict, "", None), []);
-        assert_eq!(routed(&strict, "", Some(&table(&[("x-y", text(b"?"))]))), [A]);
+        assert_eq!(
+            routed(&strict, "", Some(&table(&[("x-y", text(b"?"))]))),
+            [A]
+        );
     }
 
     /// The definition, word by word, to compare with.
@@ -428,7 +476,9 @@ mod tests {
         match (pattern.split_first(), key.split_first()) {
             (None, None) => true,
             (Some((&"#", rest)), _) => (0..=key.len()).any(|n| by_definition(rest, &key[n..])),
-            (Some((want, rest)), Some((word, words))) => (*want == "*" || want == word) && by_definition(rest, words),
+            (Some((want, rest)), Some((word, words))) => {
+                (*want == "*" || want == word) && by_definition(rest, words)
+            }
             (Some(_), None) | (None, Some(_)) => false,
         }
     }

@@ -41,13 +41,19 @@ impl Fault {
         not_found: NOT_FOUND;
         resource_locked: RESOURCE_LOCKED;
         precondition: PRECONDITION_FAILED;
-        frame_error: FRAME_ERROR;
-        syntax_error: SYNTAX_ERROR;
         command_invalid: COMMAND_INVALID;
         channel_error: CHANNEL_ERROR;
         unexpected_frame: UNEXPECTED_FRAME;
         not_allowed: NOT_ALLOWED;
         not_implemented: NOT_IMPLEMENTED;
+    }
+
+    /// The same, on account of another method than the one being handled.
+    pub(crate) fn blame(self, class: u16, method: u16) -> Self {
+        Self {
+            blame: Some((class, method)),
+            ..self
+        }
     }
 
     /// The same, closing the connection.

@@ -13,18 +13,18 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::exchange::{ExchangeId, QueueId};
 use super::SessionId;
+use super::exchange::{ExchangeId, QueueId};
 use super::fault::{Fault, type_name};
-use crate::wire::{Table, TableBuf, Value};
+use crate::wire::{Props, Table, TableBuf, Value};
 
 /// A message: what its publisher sent, byte for byte, in one buffer. Queues share it.
 pub(crate) struct Message {
     pub(crate) exchange: Rc<str>,
     pub(crate) routing_key: Rc<str>,
-    /// Encoded properties (flags and values), then the body.
+    /// The body, then the encoded properties (flags and values).
     content: Vec<u8>,
-    props_len: usize,
+    body_len: usize,
     pub(crate) persistent: bool,
     pub(crate) priority: u8,
     /// The publisher's `expiration`.
@@ -33,19 +33,19 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// A message of `content`, whose first `props_len` bytes are the encoded properties. It counts towards `memory` until it is gone.
+    /// A message of `content`: a body of `body_len` bytes and the encoded properties. It counts towards `memory` until it is gone.
     pub(crate) fn new(
         exchange: Rc<str>,
         routing_key: Rc<str>,
         content: Vec<u8>,
-        props_len: usize,
+        body_len: usize,
         memory: &Rc<Cell<usize>>,
     ) -> Self {
         let message = Self {
             exchange,
             routing_key,
             content,
-            props_len,
+            body_len,
             persistent: false,
             priority: 0,
             ttl: None,
@@ -56,12 +56,12 @@ impl Message {
     }
 
     /// Flags and values of the properties, as they came.
-    pub(crate) fn props(&self) -> &[u8] {
-        &self.content[..self.props_len]
+    pub(crate) fn props(&self) -> Props<'_> {
+        Props::from_bytes(&self.content[self.body_len..])
     }
 
     pub(crate) fn body(&self) -> &[u8] {
-        &self.content[self.props_len..]
+        &self.content[..self.body_len]
     }
 
     fn size(&self) -> usize {
@@ -106,6 +106,11 @@ impl Entry {
             returns: 0,
             redelivered: false,
         }
+    }
+
+    /// An entry for a message that no queue has.
+    pub(crate) fn unplaced(message: Rc<Message>) -> Self {
+        Self::new(0, message, None)
     }
 }
 
@@ -186,9 +191,9 @@ impl Features {
             let Some(value) = arguments.get(name) else {
                 continue;
             };
-            features
-                .set(name, &value, arguments)
-                .map_err(|why| Fault::precondition(format_args!("invalid arg '{name}' for {what}: {why}")))?;
+            features.set(name, &value, arguments).map_err(|why| {
+                Fault::precondition(format_args!("invalid arg '{name}' for {what}: {why}"))
+            })?;
         }
         Ok(features)
     }
@@ -208,7 +213,8 @@ impl Features {
             "x-delivery-limit" => self.delivery_limit = u32::try_from(not_negative(value)?).ok(),
             "x-max-priority" => {
                 let most = not_negative(value)?;
-                self.max_priority = Some(u8::try_from(most).map_err(|_| format!("{{max_value_exceeded,{most}}}"))?);
+                self.max_priority =
+                    Some(u8::try_from(most).map_err(|_| format!("{{max_value_exceeded,{most}}}"))?);
             }
             "x-dead-letter-exchange" => self.dead_letter_exchange = Some(string(value)?.into()),
             "x-dead-letter-routing-key" => {
@@ -394,7 +400,9 @@ impl Queue {
     pub(crate) fn pop_overflow(&mut self) -> Option<Entry> {
         let features = &self.features;
         let over = features.max_length.is_some_and(|most| self.len() > most)
-            || features.max_bytes.is_some_and(|most| self.ready_bytes > most);
+            || features
+                .max_bytes
+                .is_some_and(|most| self.ready_bytes > most);
         if over { self.pop() } else { None }
     }
 
@@ -403,7 +411,9 @@ impl Queue {
         let features = &self.features;
         features.is_limited()
             && (features.max_length.is_some_and(|most| self.len() >= most)
-                || features.max_bytes.is_some_and(|most| self.ready_bytes + body_len > most))
+                || features
+                    .max_bytes
+                    .is_some_and(|most| self.ready_bytes + body_len > most))
     }
 
     /// Empties it of everything that waits; what is unsettled stays.
@@ -412,7 +422,9 @@ impl Queue {
     }
 
     pub(crate) fn add_consumer(&mut self, consumer: Rc<Consumer>) {
-        let place = self.consumers.partition_point(|c| c.priority >= consumer.priority);
+        let place = self
+            .consumers
+            .partition_point(|c| c.priority >= consumer.priority);
         self.consumers.insert(place, consumer);
         self.starved = false;
     }
@@ -427,7 +439,10 @@ impl Queue {
     }
 
     /// The consumer whose turn it is among those that `may` take something.
-    pub(crate) fn next_consumer(&mut self, may: impl Fn(&Consumer) -> bool) -> Option<Rc<Consumer>> {
+    pub(crate) fn next_consumer(
+        &mut self,
+        may: impl Fn(&Consumer) -> bool,
+    ) -> Option<Rc<Consumer>> {
         if self.features.single_active {
             // The order of `consumers` is the order of succession then, so nobody is moved.
             return self.consumers.first().filter(|c| may(c)).cloned();
@@ -435,7 +450,9 @@ impl Queue {
         let turn = self.consumers.iter().position(|c| may(c))?;
         let consumer = self.consumers[turn].clone();
         if self.consumers.len() > 1 {
-            let end = self.consumers.partition_point(|c| c.priority >= consumer.priority);
+            let end = self
+                .consumers
+                .partition_point(|c| c.priority >= consumer.priority);
             self.consumers[turn..end].rotate_left(1);
         }
         Some(consumer)
@@ -471,7 +488,9 @@ impl Queue {
         if !self.consumers.is_empty() {
             return None;
         }
-        self.features.expires.and_then(|after| self.last_used.checked_add(after))
+        self.features
+            .expires
+            .and_then(|after| self.last_used.checked_add(after))
     }
 }
 
@@ -480,7 +499,12 @@ mod tests {
     use super::*;
 
     fn queue(features: Features) -> Queue {
-        Queue::new(QueueId { slot: 0, serial: 0 }, "q".into(), features, Instant::now_for_tests())
+        Queue::new(
+            QueueId { slot: 0, serial: 0 },
+            "q".into(),
+            features,
+            Instant::now_for_tests(),
+        )
     }
 
     /// `Instant::now` is forbidden in this crate, and rightly; a test needs some instant to begin with.
@@ -496,11 +520,21 @@ mod tests {
     }
 
     fn message(body: &str, memory: &Rc<Cell<usize>>) -> Message {
-        Message::new("".into(), "q".into(), body.as_bytes().to_vec(), 0, memory)
+        Message::new(
+            "".into(),
+            "q".into(),
+            body.as_bytes().to_vec(),
+            body.len(),
+            memory,
+        )
     }
 
     fn bodies(queue: &mut Queue) -> Vec<String> {
-        queue.purge().iter().map(|e| String::from_utf8(e.message.body().to_vec()).unwrap()).collect()
+        queue
+            .purge()
+            .iter()
+            .map(|e| String::from_utf8(e.message.body().to_vec()).unwrap())
+            .collect()
     }
 
     #[test]
@@ -513,7 +547,10 @@ mod tests {
         }
         let (a, b, c) = (q.pop().unwrap(), q.pop().unwrap(), q.pop().unwrap());
         q.restore(b);
-        assert_eq!(q.front().map(|e| (e.sequence, e.redelivered)), Some((1, true)));
+        assert_eq!(
+            q.front().map(|e| (e.sequence, e.redelivered)),
+            Some((1, true))
+        );
         q.restore(c);
         q.restore(a);
         assert_eq!(bodies(&mut q), ["a", "b", "c", "d"]);
@@ -523,10 +560,15 @@ mod tests {
     #[test]
     fn priorities_come_highest_first_and_are_clamped() {
         let memory = Rc::default();
-        let mut q = queue(Features { max_priority: Some(5), ..Features::default() });
+        let mut q = queue(Features {
+            max_priority: Some(5),
+            ..Features::default()
+        });
         let now = q.last_used;
         for (body, priority) in [("low", 0), ("high", 5), ("higher", 200), ("low too", 0)] {
-            q.push(Rc::new(Message { priority, ..message(body, &memory) }), now);
+            let mut message = message(body, &memory);
+            message.priority = priority;
+            q.push(Rc::new(message), now);
         }
         assert_eq!(bodies(&mut q), ["high", "higher", "low", "low too"]);
     }
@@ -567,7 +609,8 @@ mod tests {
         for (tag, priority) in [("low", -1), ("a", 0), ("b", 0), ("c", 0)] {
             q.add_consumer(consumer(tag, priority));
         }
-        let mut next = |may: &dyn Fn(&Consumer) -> bool| q.next_consumer(may).map(|c| c.tag.to_string());
+        let mut next =
+            |may: &dyn Fn(&Consumer) -> bool| q.next_consumer(may).map(|c| c.tag.to_string());
         let turns: Vec<_> = (0..4).map(|_| next(&|_| true).unwrap()).collect();
         assert_eq!(turns, ["a", "b", "c", "a"]);
         // One that cannot take anything keeps its place at the front.

@@ -35,7 +35,7 @@ impl<'a> Stored<'a> {
             sequence,
             exchange: &message.exchange,
             routing_key: &message.routing_key,
-            props: message.props(),
+            props: message.props().as_bytes(),
             body: message.body(),
         }
     }

@@ -180,13 +180,22 @@ impl Vhost {
             equivalent("auto_delete", &what, &spec.auto_delete, &found.auto_delete)?;
             equivalent("internal", &what, &spec.internal, &found.internal)?;
             let current = found.alternate.as_deref().map(Value::from);
-            return equivalent_argument("alternate-exchange", &what, alternate.map(Value::from), current);
+            return equivalent_argument(
+                "alternate-exchange",
+                &what,
+                alternate.map(Value::from),
+                current,
+            );
         }
         if spec.name.starts_with("amq.") {
             return Err(reserved("exchange", spec.name));
         }
         if self.exchanges.len() >= self.limits.exchanges {
-            return Err(self.limit_reached(&self.exchange_called(spec.name), "exchange", self.limits.exchanges));
+            return Err(self.limit_reached(
+                &self.exchange_called(spec.name),
+                "exchange",
+                self.limits.exchanges,
+            ));
         }
         let exchange = self.add_exchange(spec.name, kind);
         exchange.durable = spec.durable;
@@ -235,7 +244,10 @@ impl Vhost {
     fn forget_destination(&mut self, to: Destination, at: Option<Vec<(ExchangeId, Rc<str>)>>) {
         let mut bereft = Vec::new();
         let places: Vec<(ExchangeId, Option<Rc<str>>)> = match at {
-            Some(places) => places.into_iter().map(|(id, key)| (id, Some(key))).collect(),
+            Some(places) => places
+                .into_iter()
+                .map(|(id, key)| (id, Some(key)))
+                .collect(),
             None => self.exchanges.iter().map(|(_, x)| (x.id, None)).collect(),
         };
         for (id, key) in places {
@@ -309,7 +321,8 @@ impl Vhost {
         let mut kept = TableBuf::new();
         for name in COMPARED {
             if let Some(value) = spec.arguments.get(name) {
-                kept.insert(name, value).expect("the names in COMPARED are short");
+                kept.insert(name, value)
+                    .expect("the names in COMPARED are short");
             }
         }
         let name: Rc<str> = match spec.name {
@@ -327,12 +340,23 @@ impl Vhost {
     }
 
     /// The queue behind one direct reply-to consumer: its name is what `reply_to` is rewritten to.
-    pub(crate) fn declare_reply_queue(&mut self, session: SessionId, now: Instant) -> QueueId {
+    pub(crate) fn declare_reply_queue(
+        &mut self,
+        session: SessionId,
+        now: Instant,
+    ) -> Result<QueueId, Fault> {
+        if self.queues.len() >= self.limits.queues {
+            return Err(self.limit_reached(
+                &self.queue_called(REPLY_TO),
+                "queue",
+                self.limits.queues,
+            ));
+        }
         let name = self.make_name("amq.rabbitmq.reply-to.");
         let queue = self.add_queue(name, Features::default(), now);
         queue.owner = Some(session);
         queue.auto_delete = true;
-        queue.id
+        Ok(queue.id)
     }
 
     fn add_queue(&mut self, name: Rc<str>, features: Features, now: Instant) -> &mut Queue {
@@ -357,6 +381,14 @@ impl Vhost {
         match queue.owner {
             Some(owner) if owner != session => Err(locked(&what)),
             Some(_) | None => Ok(queue),
+        }
+    }
+
+    /// `queue.declare` with `passive`. That somebody still waits for replies may be asked by everybody.
+    pub(crate) fn declared_queue(&self, name: &str, session: SessionId) -> Result<&Queue, Fault> {
+        match self.queue_names.get(name) {
+            Some(id) if name.starts_with(REPLY_TO) => Ok(&self.queues[id.slot as usize]),
+            Some(_) | None => self.usable_queue(name, session),
         }
     }
 
@@ -458,7 +490,11 @@ impl Vhost {
 
     /// The exclusive queues of a session that ends.
     pub(crate) fn remove_owned(&mut self, session: SessionId) {
-        let owned: Vec<QueueId> = self.queues().filter(|q| q.owner == Some(session)).map(|q| q.id).collect();
+        let owned: Vec<QueueId> = self
+            .queues()
+            .filter(|q| q.owner == Some(session))
+            .map(|q| q.id)
+            .collect();
         for id in owned {
             self.remove_queue(id);
         }
@@ -522,7 +558,8 @@ impl Vhost {
         not_default(source)?;
         let to = self.require_exchange(destination)?.id;
         let from = self.require_exchange(source)?.id;
-        self.bind(from, key, Destination::Exchange(to), arguments).map(drop)
+        self.bind(from, key, Destination::Exchange(to), arguments)
+            .map(drop)
     }
 
     /// `exchange.unbind`. Neither has to be there.
@@ -542,7 +579,13 @@ impl Vhost {
         Ok(())
     }
 
-    fn bind(&mut self, from: ExchangeId, key: &str, to: Destination, arguments: TableBuf) -> Result<bool, Fault> {
+    fn bind(
+        &mut self,
+        from: ExchangeId,
+        key: &str,
+        to: Destination,
+        arguments: TableBuf,
+    ) -> Result<bool, Fault> {
         let size = arguments.as_table().as_bytes().len();
         if self.bindings >= self.limits.bindings || size > BINDING_ARGUMENTS_MAX {
             return Err(Fault::precondition(format_args!(
@@ -559,7 +602,13 @@ impl Vhost {
         Ok(new)
     }
 
-    fn unbind(&mut self, from: ExchangeId, key: &str, to: Destination, arguments: &TableBuf) -> bool {
+    fn unbind(
+        &mut self,
+        from: ExchangeId,
+        key: &str,
+        to: Destination,
+        arguments: &TableBuf,
+    ) -> bool {
         let exchange = exchange_mut(&mut self.exchanges, from).expect("looked up by name just now");
         let found = exchange.unbind(key, to, arguments);
         if found {
@@ -638,7 +687,13 @@ impl Vhost {
                         let key = features.dead_letter_key.clone();
                         let entry = Entry::unplaced(message.clone());
                         let reason = Reason::MaxLen;
-                        self.dead.push_back(Dead { entry, queue, exchange, key, reason });
+                        self.dead.push_back(Dead {
+                            entry,
+                            queue,
+                            exchange,
+                            key,
+                            reason,
+                        });
                     }
                 }
                 return Enqueued::Rejected;
@@ -647,7 +702,8 @@ impl Vhost {
         }
         let sequence = queue.push(message.clone(), now);
         if queue.durable && message.persistent {
-            self.store.append(Stored::new(&queue.name, sequence, message));
+            self.store
+                .append(Stored::new(&queue.name, sequence, message));
         }
         touch(&mut self.dirty, queue);
         Enqueued::Taken
@@ -668,7 +724,11 @@ impl Vhost {
             return;
         };
         queue.unsettled -= 1;
-        if queue.features.delivery_limit.is_some_and(|most| entry.returns >= most) {
+        if queue
+            .features
+            .delivery_limit
+            .is_some_and(|most| entry.returns >= most)
+        {
             self.bury(id, entry, Reason::DeliveryLimit);
             return;
         }
@@ -716,9 +776,17 @@ impl Vhost {
     }
 
     /// Publishes everything that died to its dead letter exchange. `wall` is the time of day, seconds since 1970.
-    pub(crate) fn publish_dead(&mut self, now: Instant, wall: u64) {
+    /// `false` if nothing did.
+    pub(crate) fn publish_dead(&mut self, now: Instant, wall: u64) -> bool {
+        let any = !self.dead.is_empty();
         while let Some(dead) = self.dead.pop_front() {
-            let Some(letter) = deadletter::write(&dead.entry.message, &dead.queue, dead.key.as_ref(), dead.reason, wall) else {
+            let Some(letter) = deadletter::write(
+                &dead.entry.message,
+                &dead.queue,
+                dead.key.as_ref(),
+                dead.reason,
+                wall,
+            ) else {
                 continue;
             };
             // The exchange may not exist; then the message is dropped.
@@ -731,17 +799,21 @@ impl Vhost {
                 .filter(|&id| {
                     // Going round without anyone having rejected it would never end.
                     dead.reason == Reason::Rejected
-                        || !self.queue(id).is_some_and(|q| deadletter::is_cycle(&letter, &q.name))
+                        || !self
+                            .queue(id)
+                            .is_some_and(|q| deadletter::is_cycle(&letter, &q.name))
                 })
                 .collect();
             if targets.is_empty() {
                 continue;
             }
-            let message = Rc::new(letter.into_message(&dead.entry.message, dead.exchange, &self.memory));
+            let message =
+                Rc::new(letter.into_message(&dead.entry.message, dead.exchange, &self.memory));
             for id in targets {
                 self.enqueue(id, &message, now);
             }
         }
+        any
     }
 
     /// Whether a session in confirm mode may be told that what it has published is safe.
@@ -814,14 +886,19 @@ impl Vhost {
 
     /// `prefix` and 22 characters nobody can guess, as RabbitMQ makes them: 16 bytes in url-safe base64.
     pub(crate) fn make_name(&mut self, prefix: &str) -> Rc<str> {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         loop {
             self.names_made += 1;
             let half = |n: u8| u128::from(self.random.hash_one((self.names_made, n)));
             let bits = half(0) << 64 | half(1);
             let mut name = String::with_capacity(prefix.len() + 22);
             name.push_str(prefix);
-            name.extend((0..22).rev().map(|n| char::from(DIGITS[(bits >> (6 * n)) as usize & 63])));
+            name.extend(
+                (0..22)
+                    .rev()
+                    .map(|n| char::from(DIGITS[(bits >> (6 * n)) as usize & 63])),
+            );
             if !self.queue_names.contains_key(name.as_str()) {
                 return name.into();
             }
@@ -886,7 +963,12 @@ fn locked(what: &str) -> Fault {
     ))
 }
 
-fn equivalent<T: PartialEq + std::fmt::Display>(field: &str, what: &str, received: &T, current: &T) -> Result<(), Fault> {
+fn equivalent<T: PartialEq + std::fmt::Display>(
+    field: &str,
+    what: &str,
+    received: &T,
+    current: &T,
+) -> Result<(), Fault> {
     if received == current {
         return Ok(());
     }
@@ -910,12 +992,20 @@ fn equivalent_argument(
     };
     let typed = |value: Option<Value<'_>>| match value {
         None => "none".to_owned(),
-        Some(value) => format!("the value '{}' of type '{}'", text(&value), type_name(&value)),
+        Some(value) => format!(
+            "the value '{}' of type '{}'",
+            text(&value),
+            type_name(&value)
+        ),
     };
     let (received, current) = match (received, current) {
         (None, None) => return Ok(()),
-        (Some(a), Some(b)) if a == b || (a.as_int().is_some() && a.as_int() == b.as_int()) => return Ok(()),
-        (Some(a), Some(b)) if type_name(&a) == type_name(&b) || (a.as_int().is_some() && b.as_int().is_some()) => {
+        (Some(a), Some(b)) if a == b || (a.as_int().is_some() && a.as_int() == b.as_int()) => {
+            return Ok(());
+        }
+        (Some(a), Some(b))
+            if type_name(&a) == type_name(&b) || (a.as_int().is_some() && b.as_int().is_some()) =>
+        {
             (format!("'{}'", text(&a)), format!("'{}'", text(&b)))
         }
         (a, b) => (typed(a), typed(b)),
