@@ -308,6 +308,11 @@ impl Channel {
         Ok(Some(bytes))
     }
 
+    /// Whether publishings of it are answered.
+    pub(super) fn owes_confirms(&self) -> bool {
+        self.confirms.is_some()
+    }
+
     /// Answers the publishings of the input that has just been handled, or has them wait for the store.
     /// `true` if some wait.
     pub(super) fn flush_confirms(
@@ -969,8 +974,11 @@ fn expiration(text: &str) -> Result<Duration, String> {
     if text.starts_with('-') && digits.bytes().any(|b| b != b'0') {
         return Err(format!("{{value_negative,-{digits}}}"));
     }
-    // More milliseconds than fit are as good as for ever.
-    Ok(Duration::from_millis(digits.parse().unwrap_or(u64::MAX)))
+    // RabbitMQ's timers hold 32 bits.
+    match digits.parse::<u32>() {
+        Ok(ms) => Ok(Duration::from_millis(ms.into())),
+        Err(_) => Err(format!("{{value_too_large,{digits}}}")),
+    }
 }
 
 /// Further routing keys, which have to be arrays.

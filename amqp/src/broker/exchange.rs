@@ -75,9 +75,9 @@ impl Match {
             return Ok(Self::All { with_x: false });
         };
         let Value::Str(text) = value else {
-            let found = type_name(&value);
+            let (found, value) = (type_name(&value), value.as_int().unwrap_or_default());
             return Err(Fault::precondition(format_args!(
-                "Invalid x-match field type {found}; expected longstr"
+                "Invalid x-match field type {found} (value {value}); expected longstr"
             )));
         };
         match text {

@@ -416,17 +416,24 @@ impl Broker {
         let reason = self
             .forced
             .as_deref()
-            .or(self.alarm.then_some("low on memory"));
+            .or(if self.alarm { Some("low on memory") } else { None });
         for (_, session) in &mut self.sessions {
             if session.set_blocked(reason) {
-                note(&mut self.changed, session);
+                list(&mut self.changed, session);
             }
         }
     }
 }
 
-/// Puts a session on the list of those to be looked at.
+/// Puts a session that has something to send or is over on the list of those to be looked at.
 fn note(changed: &mut Vec<SessionId>, session: &mut Session) {
+    if session.has_output() || session.is_closed() {
+        list(changed, session);
+    }
+}
+
+/// Puts a session on the list of those to be looked at.
+fn list(changed: &mut Vec<SessionId>, session: &mut Session) {
     if !session.changed {
         session.changed = true;
         changed.push(session.id());

@@ -201,20 +201,21 @@ impl Features {
     fn set(&mut self, name: &str, value: &Value<'_>, all: Table<'_>) -> Result<(), String> {
         match name {
             "x-expires" => {
-                let ms = not_negative(value)?;
-                if ms == 0 {
+                let after = milliseconds(value)?;
+                if after.is_zero() {
                     return Err("{value_zero,0}".into());
                 }
-                self.expires = Some(Duration::from_millis(ms));
+                self.expires = Some(after);
             }
-            "x-message-ttl" => self.message_ttl = Some(Duration::from_millis(not_negative(value)?)),
+            "x-message-ttl" => self.message_ttl = Some(milliseconds(value)?),
             "x-max-length" => self.max_length = Some(not_negative(value)? as usize),
             "x-max-length-bytes" => self.max_bytes = Some(not_negative(value)? as usize),
             "x-delivery-limit" => self.delivery_limit = u32::try_from(not_negative(value)?).ok(),
             "x-max-priority" => {
                 let most = not_negative(value)?;
-                self.max_priority =
-                    Some(u8::try_from(most).map_err(|_| format!("{{max_value_exceeded,{most}}}"))?);
+                let most =
+                    u8::try_from(most).map_err(|_| format!("{{max_value_exceeded,{most}}}"))?;
+                self.max_priority = Some(most);
             }
             "x-dead-letter-exchange" => self.dead_letter_exchange = Some(string(value)?.into()),
             "x-dead-letter-routing-key" => {
@@ -231,15 +232,14 @@ impl Features {
                     _ => return Err("invalid_overflow".into()),
                 }
             }
-            "x-queue-mode" => {
-                if !matches!(string(value)?, "default" | "lazy") {
-                    return Err("invalid_queue_mode".into());
-                }
-            }
-            "x-single-active-consumer" => match value {
-                Value::Bool(on) => self.single_active = *on,
-                other => return Err(format!("\"expected boolean, got {}\"", type_name(other))),
+            // Lazy or not, messages are in memory.
+            "x-queue-mode" => match string(value)? {
+                "default" | "lazy" => {}
+                other => return Err(format!("\"unsupported queue mode '{other}'\"")),
             },
+            "x-single-active-consumer" => {
+                self.single_active = value.as_bool().ok_or_else(|| unacceptable(value))?;
+            }
             // Any type of queue is served by this one kind; that it keeps no replicas is in the documentation.
             "x-queue-type" => {
                 string(value)?;
@@ -261,11 +261,20 @@ fn not_negative(value: &Value<'_>) -> Result<u64, String> {
     u64::try_from(number).map_err(|_| format!("{{value_negative,{number}}}"))
 }
 
+/// RabbitMQ's timers hold 32 bits.
+fn milliseconds(value: &Value<'_>) -> Result<Duration, String> {
+    match not_negative(value)? {
+        ms if ms > u32::MAX.into() => Err(format!("{{value_too_large,{ms}}}")),
+        ms => Ok(Duration::from_millis(ms)),
+    }
+}
+
 fn string<'a>(value: &Value<'a>) -> Result<&'a str, String> {
-    value.as_str().ok_or_else(|| match value {
-        Value::Str(_) => "\"expected string, got bytes that are not UTF-8\"".into(),
-        other => format!("\"expected string, got {}\"", type_name(other)),
-    })
+    value.as_str().ok_or_else(|| unacceptable(value))
+}
+
+fn unacceptable(value: &Value<'_>) -> String {
+    format!("{{unacceptable_type,{}}}", type_name(value))
 }
 
 /// The messages that wait, in order of delivery.
@@ -499,24 +508,13 @@ mod tests {
     use super::*;
 
     fn queue(features: Features) -> Queue {
-        Queue::new(
-            QueueId { slot: 0, serial: 0 },
-            "q".into(),
-            features,
-            Instant::now_for_tests(),
-        )
+        let id = QueueId { slot: 0, serial: 0 };
+        Queue::new(id, "q".into(), features, origin())
     }
 
-    /// `Instant::now` is forbidden in this crate, and rightly; a test needs some instant to begin with.
-    trait NowForTests {
-        fn now_for_tests() -> Instant;
-    }
-
-    impl NowForTests for Instant {
-        #[allow(clippy::disallowed_methods, reason = "an origin for virtual time")]
-        fn now_for_tests() -> Instant {
-            Instant::now()
-        }
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn origin() -> Instant {
+        Instant::now()
     }
 
     fn message(body: &str, memory: &Rc<Cell<usize>>) -> Message {

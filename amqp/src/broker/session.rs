@@ -81,6 +81,8 @@ struct Open {
     assembly: Assembly,
     /// Bytes of body that `assembly` holds; they count towards the broker's memory.
     held: usize,
+    /// It is on the list of channels that owe their publisher an answer.
+    confirming: bool,
 }
 
 /// See the module.
@@ -101,7 +103,9 @@ pub(super) struct Session {
     publishes: bool,
     /// It has been told `connection.blocked`.
     blocked: bool,
-    /// Some channel has confirms that wait for the store.
+    /// Channels that owe their publisher an answer.
+    confirming: Vec<u16>,
+    /// Some of them wait for the store.
     pub(super) awaits_store: bool,
     /// It is on the broker's list of sessions to look at.
     pub(super) changed: bool,
@@ -131,6 +135,7 @@ impl Session {
             patience: now.checked_add(PATIENCE),
             publishes: false,
             blocked: false,
+            confirming: Vec::new(),
             awaits_store: false,
             changed: false,
         }
@@ -373,6 +378,7 @@ impl Session {
             channel,
             assembly,
             held,
+            confirming,
         } = &mut **open;
         if channel.closing {
             self.closing_channel_frame(number, frame);
@@ -389,7 +395,8 @@ impl Session {
             max_payload,
             now,
         };
-        match frame {
+        let mut more = 0;
+        let published = match frame {
             Frame::Method {
                 class: hot::BASIC,
                 method: hot::PUBLISH,
@@ -403,10 +410,13 @@ impl Session {
                     content::whole(&splitter, number, config.message_max, rest)
                 {
                     channel.whole(&Publish::decode(args)?, props, body, &mut scope)?;
-                    return Ok(len);
+                    more = len;
+                    true
+                } else {
+                    Publish::decode(args)?;
+                    assembly.begin(hot::PUBLISH, args)?;
+                    false
                 }
-                Publish::decode(args)?;
-                assembly.begin(hot::PUBLISH, args)?;
             }
             Frame::Method {
                 class,
@@ -430,6 +440,7 @@ impl Session {
                         return Err(Fault::command_invalid("a client does not send this method"));
                     }
                 }
+                false
             }
             Frame::Header { raw, .. } => {
                 if let Ok(header) = ContentHeader::parse(raw)
@@ -437,16 +448,20 @@ impl Session {
                     && header.body_size > config.message_max
                     && !assembly.is_idle()
                 {
-                    return Err(Fault::precondition(format_args!(
+                    let fault = Fault::precondition(format_args!(
                         "message size {} is larger than configured max size {}",
                         header.body_size, config.message_max
-                    )))
-                    .map_err(blame_publish);
+                    ));
+                    return Err(blame_publish(fault));
                 }
-                if let Some(content) = assembly.header(raw)? {
-                    channel
-                        .content(content, &mut scope)
-                        .map_err(blame_publish)?;
+                match assembly.header(raw)? {
+                    None => false,
+                    Some(content) => {
+                        channel
+                            .content(content, &mut scope)
+                            .map_err(blame_publish)?;
+                        true
+                    }
                 }
             }
             Frame::Body { data, .. } => {
@@ -455,18 +470,24 @@ impl Session {
                     None => {
                         *held += data.len();
                         memory.update(|bytes| bytes + data.len());
+                        false
                     }
                     Some(content) => {
                         memory.update(|bytes| bytes - std::mem::take(held));
                         channel
                             .content(content, &mut scope)
                             .map_err(blame_publish)?;
+                        true
                     }
                 }
             }
-            Frame::Heartbeat => {}
+            Frame::Heartbeat => false,
+        };
+        if published && !*confirming && channel.owes_confirms() {
+            *confirming = true;
+            self.confirming.push(number);
         }
-        Ok(0)
+        Ok(more)
     }
 
     fn open_channel(
@@ -495,6 +516,7 @@ impl Session {
             channel: Channel::new(),
             assembly: Assembly::new(config.message_max),
             held: 0,
+            confirming: false,
         };
         self.channels.insert(number, Box::new(open));
         self.put_on(number, channel::AMQPMethod::OpenOk(channel::OpenOk {}));
@@ -570,7 +592,7 @@ impl Session {
             return;
         }
         log::info!("{}: closing channel {number}: {fault}", self.id);
-        self.flush_confirms_of(number, vhost);
+        self.flush_confirms(vhost);
         self.end_channel(number, vhost, now);
         self.put_on(
             number,
@@ -699,20 +721,22 @@ impl Session {
 
     /// Answers what has been published since the last call.
     pub(super) fn flush_confirms(&mut self, vhost: &mut Vhost) {
-        let numbers: Vec<u16> = self.channels.keys().copied().collect();
-        self.awaits_store = false;
-        for number in numbers {
-            self.awaits_store |= self.flush_confirms_of(number, vhost);
-        }
-    }
-
-    fn flush_confirms_of(&mut self, number: u16, vhost: &mut Vhost) -> bool {
-        match self.channels.get_mut(&number) {
-            Some(open) => open
+        let Self {
+            confirming,
+            channels,
+            out,
+            ..
+        } = self;
+        confirming.retain(|number| {
+            let Some(open) = channels.get_mut(number) else {
+                return false;
+            };
+            open.confirming = open
                 .channel
-                .flush_confirms(number, vhost, &mut self.out.waiting),
-            None => false,
-        }
+                .flush_confirms(*number, vhost, &mut out.waiting);
+            open.confirming
+        });
+        self.awaits_store = !self.confirming.is_empty();
     }
 
     /// Tells a publisher that the broker is short of memory, or no longer is. `false` if that is no news.
@@ -820,6 +844,10 @@ impl Session {
 
     pub(super) fn id(&self) -> SessionId {
         self.id
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        !self.out.waiting.is_empty()
     }
 
     pub(super) fn output_len(&self) -> usize {

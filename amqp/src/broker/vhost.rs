@@ -163,18 +163,9 @@ impl Vhost {
             )));
         };
         not_default(spec.name)?;
-        let alternate = match spec.arguments.get("alternate-exchange") {
-            None => None,
-            Some(value) => Some(value.as_str().ok_or_else(|| {
-                Fault::precondition(format_args!(
-                    "invalid type '{}' for arg 'alternate-exchange' in {}",
-                    type_name(&value),
-                    self.exchange_called(spec.name)
-                ))
-            })?),
-        };
+        let what = self.exchange_called(spec.name);
+        let alternate = exchange_argument("alternate-exchange", &what, spec.arguments)?;
         if let Some(found) = self.exchange(spec.name) {
-            let what = self.exchange_called(spec.name);
             equivalent("type", &what, &spec.kind, &found.kind.name())?;
             equivalent("durable", &what, &spec.durable, &found.durable)?;
             equivalent("auto_delete", &what, &spec.auto_delete, &found.auto_delete)?;
@@ -303,17 +294,16 @@ impl Vhost {
             }
             equivalent("durable", &what, &spec.durable, &queue.durable)?;
             equivalent("auto_delete", &what, &spec.auto_delete, &queue.auto_delete)?;
+            let current = queue.arguments.as_table();
             for name in COMPARED {
-                // What is declared on top of what the queue has is ignored, as RabbitMQ does.
-                if let Some(current) = queue.arguments.as_table().get(name) {
-                    equivalent_argument(name, &what, spec.arguments.get(name), Some(current))?;
-                }
+                equivalent_argument(name, &what, spec.arguments.get(name), current.get(name))?;
             }
             queue.last_used = now;
             let id = queue.id;
             self.rearm(id);
             return Ok(&self.queues[id.slot as usize]);
         }
+        exchange_argument("x-dead-letter-exchange", &what, spec.arguments)?;
         let features = Features::parse(spec.arguments, &what)?;
         if self.queues.len() >= self.limits.queues {
             return Err(self.limit_reached(&what, "queue", self.limits.queues));
@@ -512,8 +502,8 @@ impl Vhost {
         session: SessionId,
     ) -> Result<(), Fault> {
         not_default(exchange)?;
-        let id = self.usable_queue(queue, session)?.id;
         let from = self.require_exchange(exchange)?.id;
+        let id = self.usable_queue(queue, session)?.id;
         if self.bind(from, key, Destination::Queue(id), arguments)? {
             self.queues[id.slot as usize].bound.push((from, key.into()));
         }
@@ -950,6 +940,23 @@ fn not_default(exchange: &str) -> Result<(), Fault> {
     Ok(())
 }
 
+/// An argument that names an exchange.
+fn exchange_argument<'a>(
+    name: &str,
+    what: &str,
+    arguments: Table<'a>,
+) -> Result<Option<&'a str>, Fault> {
+    let Some(value) = arguments.get(name) else {
+        return Ok(None);
+    };
+    value.as_str().map(Some).ok_or_else(|| {
+        let found = type_name(&value);
+        Fault::precondition(format_args!(
+            "invalid type '{found}' for arg '{name}' in {what}"
+        ))
+    })
+}
+
 fn reserved(kind: &str, name: &str) -> Fault {
     Fault::access_refused(format_args!(
         "{kind} name '{name}' contains reserved prefix 'amq.*'"
@@ -1003,11 +1010,7 @@ fn equivalent_argument(
         (Some(a), Some(b)) if a == b || (a.as_int().is_some() && a.as_int() == b.as_int()) => {
             return Ok(());
         }
-        (Some(a), Some(b))
-            if type_name(&a) == type_name(&b) || (a.as_int().is_some() && b.as_int().is_some()) =>
-        {
-            (format!("'{}'", text(&a)), format!("'{}'", text(&b)))
-        }
+        (Some(a), Some(b)) => (format!("'{}'", text(&a)), format!("'{}'", text(&b))),
         (a, b) => (typed(a), typed(b)),
     };
     Err(Fault::precondition(format_args!(
