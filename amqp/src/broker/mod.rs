@@ -3,9 +3,9 @@
 //! [`Broker`] is sans-IO: it is given the bytes that come in from each session and the time, and asked for the bytes that go out
 //! and for deadlines. What it answers, and in which words, is what RabbitMQ 3.10 answers. `serve` runs it on the kernel.
 //!
-//! A turn of a session: [`Broker::input`] handles every whole frame; then everything that this made deliverable is delivered,
-//! round robin among the consumers that have room; then confirms go out, as one ack for many. So a burst of messages costs one
-//! pass, and leaves in one write.
+//! A turn of a session: [`Broker::input`] handles every whole frame; then the publisher's confirms are written, as one ack for
+//! many; then everything that has become deliverable is delivered, round robin among the consumers that have room. So a burst of
+//! messages costs one pass, and leaves in one write.
 //!
 //! # What is bounded
 //!
@@ -413,10 +413,11 @@ impl Broker {
     }
 
     fn tell_publishers(&mut self) {
-        let reason = self
-            .forced
-            .as_deref()
-            .or(if self.alarm { Some("low on memory") } else { None });
+        let reason = self.forced.as_deref().or(if self.alarm {
+            Some("low on memory")
+        } else {
+            None
+        });
         for (_, session) in &mut self.sessions {
             if session.set_blocked(reason) {
                 list(&mut self.changed, session);
@@ -447,3 +448,6 @@ fn session(sessions: &Slab<Session>, id: SessionId) -> Option<&Session> {
 fn session_mut(sessions: &mut Slab<Session>, id: SessionId) -> Option<&mut Session> {
     sessions.get_mut(id.slot as usize).filter(|s| s.id() == id)
 }
+
+#[cfg(test)]
+mod tests;
