@@ -120,7 +120,6 @@ mod tests {
         );
     }
 
-    /// Accepts: amqp/R7
     #[test]
     fn a_peer_silent_for_two_intervals_is_dead_and_any_byte_keeps_it_alive() {
         let t = start();
@@ -133,7 +132,6 @@ mod tests {
         assert_eq!(beat.poll(t + ms(20_000)), Beat::Quiet);
     }
 
-    /// Accepts: amqp/R12
     #[test]
     fn written_bytes_put_the_heartbeat_off() {
         let t = start();

@@ -5,12 +5,14 @@
 //! [`heartbeat`].
 
 pub mod confirms;
-//CONN
+pub mod connection;
 pub mod content;
-//EV
+pub mod event;
 pub mod handshake;
 pub mod heartbeat;
-//TOPO
+pub mod topology;
 pub mod unsettled;
 
-//CHAN
+mod channel;
+#[cfg(test)]
+mod tests;

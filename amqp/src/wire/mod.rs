@@ -11,7 +11,7 @@ pub mod props;
 
 mod cursor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::error::WireError;
 pub use cold::Method;
