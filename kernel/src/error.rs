@@ -1,0 +1,235 @@
+//! What a trap can answer instead of its value, and what a kernel can fail with.
+//!
+//! Interruption is not failure. Curio raises `CancelledError` from `BaseException` so that a catch-all does not swallow it;
+//! here it is a type of its own, [`Interrupt`], that `?` carries through any error type which implements [`MaybeInterrupt`].
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use crate::task::TaskInfo;
+
+/// Cancellation or timeout, delivered as the `Err` of a blocking trap.
+///
+/// Each is delivered once; what the task awaits afterwards works again, so that clean-up may block.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Interrupt {
+    /// The task was cancelled.
+    #[error("task cancelled{0}")]
+    Cancelled(Reason),
+    /// The innermost deadline in force ran out (Curio's `TaskTimeout`).
+    #[error("timed out")]
+    TaskTimeout,
+    /// The deadline of an enclosing block ran out (Curio's `TimeoutCancellationError`): whoever set it sees
+    /// [`Interrupt::TaskTimeout`], the blocks between see this.
+    #[error("cancelled by the timeout of an enclosing block")]
+    TimeoutCancellation,
+    /// A timeout travelled out of the block it belongs to without being handled (Curio's `UncaughtTimeoutError`).
+    #[error("a timeout was not handled by the block it belongs to")]
+    UncaughtTimeout,
+}
+
+impl Interrupt {
+    /// A cancellation without a reason.
+    #[must_use]
+    pub const fn cancelled() -> Self {
+        Self::Cancelled(Reason(None))
+    }
+
+    pub(crate) const fn is_timeout(&self) -> bool {
+        matches!(self, Self::TaskTimeout | Self::TimeoutCancellation)
+    }
+}
+
+impl PartialEq for Interrupt {
+    /// Same kind; two cancellations are equal when they carry the very same reason.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cancelled(a), Self::Cancelled(b)) => a == b,
+            (Self::TaskTimeout, Self::TaskTimeout)
+            | (Self::TimeoutCancellation, Self::TimeoutCancellation)
+            | (Self::UncaughtTimeout, Self::UncaughtTimeout) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a task was cancelled: nothing, or any value the canceller chose.
+#[derive(Clone, Default)]
+pub struct Reason(Option<Arc<dyn Any + Send + Sync>>);
+
+impl Reason {
+    /// Carries `value`; the cancelled task gets at it with [`Reason::downcast_ref`].
+    pub fn new(value: impl Any + Send + Sync) -> Self {
+        Self(Some(Arc::new(value)))
+    }
+
+    /// The value, if there is one and it is a `T`.
+    #[must_use]
+    pub fn downcast_ref<T: Any>(&self) -> Option<&T> {
+        self.0.as_deref()?.downcast_ref()
+    }
+}
+
+impl PartialEq for Reason {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.downcast_ref::<&str>() {
+            Some(text) => write!(f, "Reason({text:?})"),
+            None if self.0.is_some() => f.write_str("Reason(..)"),
+            None => f.write_str("Reason(none)"),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.downcast_ref::<&str>(), self.downcast_ref::<String>()) {
+            (Some(text), _) => write!(f, ": {text}"),
+            (_, Some(text)) => write!(f, ": {text}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<&'static str> for Reason {
+    fn from(text: &'static str) -> Self {
+        Self::new(text)
+    }
+}
+
+/// An error type that can carry an [`Interrupt`], so that timeouts and cancellation travel through it with `?`.
+pub trait MaybeInterrupt: From<Interrupt> {
+    /// The interrupt inside, if that is what this error is.
+    fn interrupt(&self) -> Option<&Interrupt>;
+
+    /// The same error with another interrupt. The default forgets whatever else the error carried, such as bytes read so far;
+    /// types that carry progress override it.
+    #[must_use]
+    fn replace_interrupt(self, with: Interrupt) -> Self {
+        with.into()
+    }
+}
+
+impl MaybeInterrupt for Interrupt {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        Some(self)
+    }
+}
+
+impl From<Interrupt> for io::Error {
+    /// Never `ErrorKind::Interrupted`: read and write loops take that as "try again".
+    fn from(interrupt: Interrupt) -> Self {
+        Self::other(interrupt)
+    }
+}
+
+impl MaybeInterrupt for io::Error {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        self.get_ref()?.downcast_ref()
+    }
+}
+
+impl MaybeInterrupt for Box<dyn std::error::Error> {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        self.downcast_ref::<Interrupt>()
+            .or_else(|| self.downcast_ref::<io::Error>()?.interrupt())
+    }
+}
+
+/// Why [`Task::join`](crate::Task::join) has no value to give.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The joining task was interrupted while it waited; the joined one goes on and can be joined again.
+    #[error("join interrupted: {0}")]
+    Interrupted(#[from] Interrupt),
+    /// The task panicked; the payload is what it panicked with.
+    #[error("task panicked: {}", panic_text(.0.as_ref()))]
+    Panicked(Box<dyn Any + Send>),
+    /// The task was dropped before it ended: aborted, or its kernel was closed.
+    #[error("task aborted before it ended")]
+    Aborted,
+    /// The value was taken by an earlier join.
+    #[error("the task's value was already taken")]
+    Taken,
+}
+
+impl fmt::Debug for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interrupted(interrupt) => f.debug_tuple("Interrupted").field(interrupt).finish(),
+            Self::Panicked(payload) => f
+                .debug_tuple("Panicked")
+                .field(&panic_text(payload.as_ref()))
+                .finish(),
+            Self::Aborted => f.write_str("Aborted"),
+            Self::Taken => f.write_str("Taken"),
+        }
+    }
+}
+
+impl MaybeInterrupt for JoinError {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        match self {
+            Self::Interrupted(interrupt) => Some(interrupt),
+            Self::Panicked(_) | Self::Aborted | Self::Taken => None,
+        }
+    }
+}
+
+/// The text of a panic payload, as far as it is one.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a value that is not text")
+}
+
+/// Why a kernel did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A kernel already runs on this thread, or this one is being run by one of its own tasks.
+    #[error("a kernel already runs on this thread; spawn into it instead of running another")]
+    Reentrant,
+    /// The main task waits, and nothing inside or outside the kernel can ever wake it.
+    #[error("deadlock: nothing can wake the main task\n{}", dump(.0))]
+    Deadlock(Vec<TaskInfo>),
+    /// The main task was aborted before it ended.
+    #[error("the main task was aborted")]
+    Aborted,
+    /// The poller failed.
+    #[error("the kernel's poller failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+fn dump(tasks: &[TaskInfo]) -> String {
+    tasks.iter().map(|task| format!("  {task}\n")).collect()
+}
+
+/// A second task waits for the same direction of the same source (Curio's `ReadResourceBusy` and `WriteResourceBusy`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("another task already waits to {} this source", if *.writing { "write to" } else { "read from" })]
+pub struct ResourceBusy {
+    /// Whether it is the writing side that is taken.
+    pub writing: bool,
+}
+
+impl From<ResourceBusy> for io::Error {
+    fn from(busy: ResourceBusy) -> Self {
+        Self::new(io::ErrorKind::ResourceBusy, busy)
+    }
+}

@@ -1,0 +1,1118 @@
+//! Kernel mode: the tables, the loop, and everything that user mode reaches only through [`traps`](crate::traps).
+//!
+//! One turn of the loop is: poll I/O → fire timers → drain the inbox → run what is ready. Tasks run in FIFO order. While
+//! tasks are ready the outside world is looked at every 61 polls, or when 100 µs have passed; when none is, the loop sleeps in the
+//! poller until the next deadline.
+//!
+//! What must stay true:
+//!
+//! 1. No user code runs while a table is borrowed. Futures, wakers and outputs are polled, woken and dropped by [`Core`] with no
+//!    borrow held; what a kernel operation wants woken or dropped it leaves in `aftermath`.
+//! 2. A task is in the ready queue at most once; `Flags::QUEUED` says whether it is.
+//! 3. An armed node is in exactly the queue that its kind says, and in its task's list; a task that ended has no nodes.
+//! 4. A wait, not a task, is what completes: a task polled by `join!` may have many.
+//! 5. Bodies are dropped before the kernel lets go of its tables, so that the leaves in them find their nodes.
+
+mod clock;
+mod inbox;
+mod lots;
+mod nodes;
+mod reactor;
+mod ready;
+mod scopes;
+mod task;
+mod waker;
+mod wheel;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{Location, resume_unwind};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+pub use clock::{Clock, SystemClock, VirtualClock};
+pub(crate) use inbox::{InboxSender, Ticket};
+pub use nodes::WaitKind;
+pub(crate) use nodes::{NIL, Phase, ROOT};
+pub use reactor::Direction;
+pub(crate) use reactor::SourceId;
+pub(crate) use scopes::Verdict;
+pub(crate) use task::{BodyRef, Flags, Handle};
+pub(crate) use waker::Word;
+
+use crate::error::{Interrupt, RunError};
+use crate::task::{TaskId, TaskInfo, TaskState};
+use inbox::{InboxOwner, Note};
+use lots::Lots;
+use nodes::Nodes;
+use reactor::Reactor;
+use ready::Ready;
+use scopes::Scopes;
+use task::{Pool, Tasks};
+use wheel::Wheel;
+
+/// Polls between two looks at the outside world. A prime, as in tokio, so that it does not beat with the program's own rhythm.
+const LOOK_INTERVAL: u32 = 61;
+/// How long tasks may run before the loop looks outside, if the polls are slow ones.
+const LOOK_AFTER: u64 = 100_000;
+/// How many operations a task may complete in one poll without blocking, before it has to let others run.
+const BUDGET: u32 = 128;
+
+/// The tables. Every method leaves them consistent; none calls user code.
+pub(crate) struct State {
+    pub(crate) tasks: Tasks,
+    ready: Ready,
+    pub(crate) nodes: Nodes,
+    pub(crate) lots: Lots,
+    wheel: Wheel,
+    scopes: Scopes,
+    pub(crate) reactor: Reactor,
+    clock: Box<dyn Clock>,
+    epoch: Instant,
+    /// Slot of the task that is being polled.
+    pub(crate) current: u32,
+    /// The scope whose block is being polled.
+    scope: u32,
+    /// Why tasks were cancelled, by slot.
+    reasons: HashMap<u32, Interrupt>,
+    names: HashMap<u64, Rc<str>>,
+    /// User code to run once no table is borrowed.
+    aftermath: Vec<Aftermath>,
+    due: Vec<u32>,
+    last_serial: u64,
+    /// How many waits depend on an answer from another thread.
+    remote_waits: usize,
+    /// No task starts any more.
+    closed: bool,
+    nowhere: &'static Location<'static>,
+}
+
+enum Aftermath {
+    Wake(Waker),
+    Drop(Waker),
+}
+
+/// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
+const DUE: u32 = u32::MAX - 1;
+
+impl State {
+    /// Nanoseconds since the kernel's epoch.
+    pub(crate) fn time(&self) -> u64 {
+        self.ticks(self.clock.now())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    pub(crate) fn ticks(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn instant(&self, ticks: u64) -> Instant {
+        self.epoch + Duration::from_nanos(ticks)
+    }
+
+    /// A wait of the current task, in its list of waits and in no queue yet.
+    pub(crate) fn open_wait(
+        &mut self,
+        kind: WaitKind,
+        key: u64,
+        at: &'static Location<'static>,
+    ) -> u32 {
+        let node = self.nodes.insert(kind, self.scope, key, at);
+        let waits = &mut self.tasks[self.current].waits;
+        self.nodes.link_to_task(node, self.current, waits);
+        node
+    }
+
+    pub(crate) fn park(&mut self, node: u32, lot: u32) {
+        self.lots.park(&mut self.nodes, lot, node);
+    }
+
+    pub(crate) fn arm_timer(&mut self, node: u32) {
+        self.wheel.arm(&mut self.nodes, node);
+    }
+
+    /// A wait that another thread will answer.
+    pub(crate) fn arm_remote(&mut self, node: u32) -> Ticket {
+        self.last_serial += 1;
+        self.remote_waits += 1;
+        self.nodes[node].key = self.last_serial;
+        Ticket {
+            node,
+            serial: self.last_serial,
+        }
+    }
+
+    /// Completes an armed wait that has left its queue.
+    pub(crate) fn fire(&mut self, node: u32) {
+        self.nodes[node].set_phase(Phase::Fired);
+        self.wake_waiter(node);
+    }
+
+    /// Wakes up to `count` tasks of a lot, the longest waiting first.
+    pub(crate) fn unpark(&mut self, lot: u32, count: usize) -> usize {
+        for woken in 0..count {
+            let Some(node) = self.lots.unpark(&mut self.nodes, lot) else {
+                return woken;
+            };
+            self.fire(node);
+        }
+        count
+    }
+
+    /// Drops a lot; whoever still waits in it is told so.
+    pub(crate) fn close_lot(&mut self, lot: u32) {
+        while let Some(node) = self.lots.unpark(&mut self.nodes, lot) {
+            self.nodes[node].set_phase(Phase::Closed);
+            self.wake_waiter(node);
+        }
+        self.lots.close(lot);
+    }
+
+    /// An answer from another thread; a late one finds its wait gone.
+    fn complete(&mut self, ticket: Ticket) {
+        let Some(node) = self.nodes.get(ticket.node) else {
+            return;
+        };
+        if node.kind() == WaitKind::Remote
+            && node.key == ticket.serial
+            && node.phase() == Phase::Armed
+        {
+            self.remote_waits -= 1;
+            self.fire(ticket.node);
+        }
+    }
+
+    /// Calls the waker of a leaf: its own if it was polled with one, else its task's.
+    pub(crate) fn wake_waiter(&mut self, node: u32) {
+        if let Some(waker) = self.nodes.take_waker(node) {
+            self.aftermath.push(Aftermath::Wake(waker));
+            return;
+        }
+        let task = self.nodes[node].task;
+        if task != NIL {
+            self.make_ready(task);
+        }
+    }
+
+    pub(crate) fn make_ready(&mut self, task: u32) {
+        let flags = &mut self.tasks[task].flags;
+        if !flags.has(Flags::QUEUED) {
+            flags.set(Flags::QUEUED);
+            self.ready.push(task);
+        }
+    }
+
+    /// Takes an armed wait out of the queue that would fire it.
+    fn detach(&mut self, node: u32) {
+        let key = self.nodes[node].key;
+        match self.nodes[node].kind() {
+            WaitKind::Deadline | WaitKind::Sleep if self.nodes[node].prev == DUE => {}
+            WaitKind::Deadline | WaitKind::Sleep => self.wheel.cancel(&mut self.nodes, node),
+            WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
+            WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
+            WaitKind::Remote => self.remote_waits -= 1,
+            WaitKind::Foreign => {}
+            kind => {
+                debug_assert!(kind.is_parked());
+                self.lots.remove(&mut self.nodes, key as u32, node);
+            }
+        }
+    }
+
+    /// Ends a wait, wherever it stands.
+    pub(crate) fn release(&mut self, node: u32) {
+        if self.nodes[node].phase() == Phase::Armed {
+            self.detach(node);
+        }
+        let task = self.nodes[node].task;
+        if task != NIL {
+            let waits = &mut self.tasks[task].waits;
+            self.nodes.unlink_from_task(node, waits);
+        }
+        if let Some(waker) = self.nodes.release(node) {
+            self.aftermath.push(Aftermath::Drop(waker));
+        }
+    }
+
+    /// Notes by which task, in which scope and with which waker a leaf that waits was polled. `foreign` is its waker if that is not the task's own.
+    pub(crate) fn refresh_wait(&mut self, node: u32, foreign: Option<Waker>) {
+        let task = self.nodes[node].task;
+        if task != self.current {
+            // The leaf was moved to another task since it was armed.
+            if task != NIL {
+                let waits = &mut self.tasks[task].waits;
+                self.nodes.unlink_from_task(node, waits);
+            }
+            let waits = &mut self.tasks[self.current].waits;
+            self.nodes.link_to_task(node, self.current, waits);
+        }
+        self.nodes[node].set_scope(self.scope);
+        let replaced = match foreign {
+            None => self.nodes.take_waker(node),
+            Some(waker) => self.nodes.set_waker(node, waker),
+        };
+        if let Some(waker) = replaced {
+            self.aftermath.push(Aftermath::Drop(waker));
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        if self.wheel.is_empty() {
+            return;
+        }
+        let now = self.time();
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(&mut self.nodes, now, &mut due);
+        for &timer in &due {
+            self.nodes[timer].prev = DUE;
+        }
+        // In deadline order: a timeout that comes before a sleep of its body interrupts it, one that comes after finds it done.
+        for timer in due.drain(..) {
+            match (self.nodes[timer].kind(), self.nodes[timer].phase()) {
+                (WaitKind::Deadline, _) => self.fire_deadline(timer),
+                (_, Phase::Armed) => self.fire(timer),
+                _ => {}
+            }
+        }
+        self.due = due;
+    }
+
+    /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
+    #[must_use]
+    fn finish(&mut self, task: u32) -> BodyRef {
+        while self.tasks[task].waits != NIL {
+            // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
+            let node = self.tasks[task].waits;
+            let waits = &mut self.tasks[task].waits;
+            self.nodes.unlink_from_task(node, waits);
+        }
+        self.orphan_scopes(task);
+        let joiners = self.tasks[task].joiners;
+        if joiners != NIL {
+            self.unpark(joiners, usize::MAX);
+            self.lots.close(joiners);
+        }
+        if self.tasks[task].flags.has(Flags::CANCELLED) {
+            self.reasons.remove(&task);
+        }
+        let body = self.tasks.retire(task);
+        if !self.names.is_empty() {
+            self.names.remove(&body.id);
+        }
+        body
+    }
+
+    /// The lot of those who wait for a task's end.
+    pub(crate) fn joiners(&mut self, task: u32) -> u32 {
+        if self.tasks[task].joiners == NIL {
+            self.tasks[task].joiners = self.lots.open();
+        }
+        self.tasks[task].joiners
+    }
+
+    pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+        self.names.insert(task, name);
+    }
+
+    pub(crate) fn name(&self, task: u64) -> Option<Rc<str>> {
+        self.names.get(&task).cloned()
+    }
+
+    pub(crate) fn info(&self, task: u32) -> TaskInfo {
+        let slot = &self.tasks[task];
+        let body = slot.body.as_ref().expect("only live tasks are described");
+        let mut waits = Vec::new();
+        let mut node = slot.waits;
+        while node != NIL {
+            waits.push((self.nodes[node].kind(), self.nodes[node].at));
+            node = self.nodes[node].task_next;
+        }
+        let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            (true, _) => TaskState::Running,
+            (_, true) => TaskState::Ready,
+            _ => TaskState::Waiting,
+        };
+        TaskInfo {
+            id: TaskId(body.id),
+            parent: (body.parent != 0).then_some(TaskId(body.parent)),
+            name: self.name(body.id),
+            state,
+            waits,
+            cycles: body.cycles.get(),
+            cancelled: body.cancelled.get(),
+            spawned_at: body.spawned_at,
+        }
+    }
+
+    /// Every live task, in the order of their ids.
+    pub(crate) fn dump(&self) -> Vec<TaskInfo> {
+        let mut tasks: Vec<_> = self.tasks.iter().map(|(slot, _)| self.info(slot)).collect();
+        tasks.sort_by_key(|task| task.id);
+        tasks
+    }
+
+    /// Whether nothing can ever happen again: no task is ready, no timer armed, no I/O or thread waited for, and no waker is out of our sight.
+    fn is_stuck(&self) -> bool {
+        self.ready.is_empty()
+            && self.wheel.is_empty()
+            && self.reactor.waiting() == 0
+            && self.remote_waits == 0
+            && self
+                .tasks
+                .iter()
+                .all(|(_, slot)| !slot.flags.has(Flags::ESCAPED))
+    }
+}
+
+/// A kernel as its tasks and wakers know it.
+pub(crate) struct Core {
+    state: RefCell<State>,
+    pub(crate) pool: Pool,
+    inbox: InboxOwner,
+    /// For `as_fd`, which must not borrow the tables.
+    registry: mio::Registry,
+    budget: Cell<u32>,
+    /// The waker of the task that is being polled.
+    word: Cell<Word>,
+    /// Whether it is running, further up this thread's stack.
+    entered: Cell<bool>,
+    /// Clones are held by every `Remote`.
+    remotes: Arc<()>,
+    /// Polls since the last look outside.
+    polls: Cell<u32>,
+    last_look: Cell<u64>,
+    io_interval: u32,
+    mail: RefCell<Vec<Note>>,
+}
+
+thread_local! {
+    /// The kernels of this thread, for what touches one between its turns.
+    static KERNELS: RefCell<Vec<(u16, Weak<Core>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with the running kernel.
+pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
+    waker::with_current(f)
+}
+
+/// Calls `f` with kernel `id`, running or not, if it still exists on this thread.
+pub(crate) fn with_kernel<R>(id: u16, f: impl FnOnce(&Core) -> R) -> Option<R> {
+    let mut f = Some(f);
+    let done = waker::with_current(|core| {
+        let core = core.filter(|core| core.id() == id)?;
+        Some(f.take()?(core))
+    });
+    if done.is_some() {
+        return done;
+    }
+    let find = |kernels: &RefCell<Vec<(u16, Weak<Core>)>>| {
+        kernels
+            .borrow()
+            .iter()
+            .find(|(known, _)| *known == id)
+            .and_then(|(_, core)| core.upgrade())
+    };
+    let core = KERNELS.try_with(find).ok().flatten()?;
+    let result = f.take()?(&core);
+    if !core.entered.get() && !core.state.borrow().ready.is_empty() {
+        // The host sleeps on our descriptor and does not know that there is work now.
+        core.inbox.sender().push(Note::Call(Box::new(|| {})));
+    }
+    Some(result)
+}
+
+impl Core {
+    fn new(builder: Builder) -> io::Result<Rc<Self>> {
+        let reactor = Reactor::new()?;
+        let registry = reactor.registry().try_clone()?;
+        let waker = mio::Waker::new(&registry, reactor::WAKE)?;
+        let inbox = InboxOwner::claim(waker)
+            .ok_or_else(|| io::Error::other("this process already runs 4096 kernels"))?;
+        let epoch = builder.clock.now();
+        let core = Rc::new(Self {
+            state: RefCell::new(State {
+                tasks: Tasks::new(),
+                ready: Ready::new(),
+                nodes: Nodes::new(),
+                lots: Lots::new(),
+                wheel: Wheel::new(),
+                scopes: Scopes::new(),
+                reactor,
+                clock: builder.clock,
+                epoch,
+                current: NIL,
+                scope: ROOT,
+                reasons: HashMap::new(),
+                names: HashMap::new(),
+                aftermath: Vec::new(),
+                due: Vec::new(),
+                last_serial: 0,
+                remote_waits: 0,
+                closed: false,
+                nowhere: Location::caller(),
+            }),
+            pool: Pool::new(),
+            inbox,
+            registry,
+            budget: Cell::new(BUDGET),
+            word: Cell::new(Word::new(0, 0, 0)),
+            entered: Cell::new(false),
+            remotes: Arc::new(()),
+            polls: Cell::new(0),
+            last_look: Cell::new(0),
+            io_interval: builder.io_interval,
+            mail: RefCell::default(),
+        });
+        KERNELS.with_borrow_mut(|kernels| kernels.push((core.id(), Rc::downgrade(&core))));
+        Ok(core)
+    }
+
+    pub(crate) fn id(&self) -> u16 {
+        self.inbox.id()
+    }
+
+    pub(crate) fn remote(&self) -> Remote {
+        Remote {
+            sender: self.sender(),
+            _alive: Arc::clone(&self.remotes),
+        }
+    }
+
+    pub(crate) fn sender(&self) -> InboxSender {
+        self.inbox.sender()
+    }
+
+    /// Works on the tables, then wakes and drops what the operation left to be woken and dropped.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state.borrow_mut();
+        let result = f(&mut state);
+        if !state.aftermath.is_empty() {
+            let aftermath = std::mem::take(&mut state.aftermath);
+            drop(state);
+            for deed in aftermath {
+                match deed {
+                    Aftermath::Wake(waker) => waker.wake(),
+                    Aftermath::Drop(waker) => drop(waker),
+                }
+            }
+        }
+        result
+    }
+
+    /// A clone of `waker`, if it is not the running task's own. User code: no table may be borrowed.
+    pub(crate) fn foreign(&self, waker: &Waker) -> Option<Waker> {
+        (!self.word.get().is(waker)).then(|| waker.clone())
+    }
+
+    /// Whether the task may go on without letting others run; each true counts against its budget.
+    pub(crate) fn spend(&self) -> bool {
+        let left = self.budget.get();
+        self.budget.set(left.saturating_sub(1));
+        left > 0
+    }
+
+    /// Wakes a task of this kernel from its own thread. False if the tables are in use, so that the caller takes the way through the inbox.
+    pub(crate) fn wake_local(&self, word: Word) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else {
+            return false;
+        };
+        if state.is_current(word) {
+            state.make_ready(word.slot());
+        }
+        true
+    }
+
+    pub(crate) fn note_escaped_waker(&self, word: Word) {
+        if let Ok(mut state) = self.state.try_borrow_mut()
+            && state.is_current(word)
+        {
+            state.tasks[word.slot()].flags.set(Flags::ESCAPED);
+        }
+    }
+
+    /// Starts a task at the end of the ready queue.
+    pub(crate) fn spawn<F: Future>(
+        &self,
+        future: F,
+        at: &'static Location<'static>,
+    ) -> Handle<F::Output> {
+        let mut state = self.state.borrow_mut();
+        let parent = match state.current {
+            NIL => 0,
+            task => state.tasks[task].body.as_ref().map_or(0, |body| body.id),
+        };
+        let id = state.tasks.next_id();
+        let handle = BodyRef::new(future, id, parent, self.id(), at);
+        if state.closed {
+            drop(state);
+            handle.body.abort();
+            return handle;
+        }
+        let slot = state.tasks.insert(handle.body.clone());
+        let slots = state.tasks.capacity();
+        state.ready.reserve(slots);
+        state.make_ready(slot);
+        handle
+    }
+
+    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns.
+    pub(crate) fn abort(&self, body: &BodyRef) -> bool {
+        if !body.is_live() {
+            return false;
+        }
+        let slot = body.slot.get();
+        if body.abort() {
+            let body = self.with(|state| state.finish(slot));
+            drop(body);
+        } else {
+            self.with(|state| state.tasks[slot].flags.set(Flags::ABORT));
+        }
+        true
+    }
+
+    /// Runs the next ready task until it waits. False if none is ready.
+    fn step(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(task) = state.ready.pop() else {
+            return false;
+        };
+        let slot = &mut state.tasks[task];
+        slot.flags.clear(Flags::QUEUED);
+        let Some(body) = slot.body.clone() else {
+            state.tasks.free_slot(task); // it ended while it stood in the queue
+            return true;
+        };
+        let word = Word::new(self.id(), slot.generation, task);
+        state.current = task;
+        state.scope = ROOT;
+        self.word.set(word);
+        drop(state);
+
+        self.budget.set(BUDGET);
+        let waker = ManuallyDrop::new(word.waker());
+        let mut ended = body.poll(&mut Context::from_waker(&waker));
+
+        let mut state = self.state.borrow_mut();
+        state.current = NIL;
+        if !ended && state.tasks[task].flags.has(Flags::ABORT) {
+            drop(state);
+            ended = body.abort();
+            state = self.state.borrow_mut();
+        }
+        if ended {
+            // `body` is still referred to here, so dropping the slot's reference runs no user code.
+            drop(state.finish(task));
+            self.flush(state);
+        }
+        true
+    }
+
+    fn flush(&self, state: std::cell::RefMut<'_, State>) {
+        let busy = !state.aftermath.is_empty();
+        drop(state);
+        if busy {
+            self.with(|_| {});
+        }
+    }
+
+    /// Whether it is time to look outside although tasks are ready.
+    fn must_look(&self) -> bool {
+        let polls = self.polls.get() + 1;
+        self.polls.set(polls);
+        if polls >= self.io_interval {
+            return true;
+        }
+        if polls.is_multiple_of(16) {
+            let state = self.state.borrow();
+            return !(state.wheel.is_empty() && state.reactor.is_empty())
+                && state.time() > self.last_look.get() + LOOK_AFTER;
+        }
+        false
+    }
+
+    /// Polls I/O, fires timers and drains the inbox; waits for something to do for up to `max_wait` if no task is ready.
+    fn look(&self, max_wait: Option<Duration>) -> io::Result<()> {
+        self.polls.set(0);
+        let outcome = self.with(|state| {
+            let wait = self.time_to_wait(state, max_wait);
+            let mut slept = wait != Some(Duration::ZERO);
+            let wait = if slept && !self.inbox.prepare_to_sleep() {
+                slept = false;
+                self.inbox.awake();
+                Some(Duration::ZERO)
+            } else {
+                wait
+            };
+            if slept || !state.reactor.is_empty() {
+                let polled = state.poll_io(wait);
+                if slept {
+                    self.inbox.awake();
+                }
+                polled?;
+            }
+            state.fire_timers();
+            if !state.wheel.is_empty() || !state.reactor.is_empty() {
+                self.last_look.set(state.time());
+            }
+            Ok(())
+        });
+        if self.inbox.has_mail() {
+            self.read_mail();
+        }
+        outcome
+    }
+
+    /// How long to sleep in the poller. A virtual clock is moved here instead.
+    fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
+        if !state.ready.is_empty() || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+            return Some(Duration::ZERO);
+        }
+        let Some(deadline) = state.wheel.next_deadline(&state.nodes) else {
+            return max_wait;
+        };
+        let now = state.time();
+        if deadline <= now {
+            return Some(Duration::ZERO);
+        }
+        let until = Duration::from_nanos(deadline - now);
+        if state.remote_waits == 0 && max_wait.is_none_or(|max| until <= max) {
+            let io_first = !state.reactor.is_empty()
+                && state
+                    .poll_io(Some(Duration::ZERO))
+                    .is_ok_and(|_| !state.ready.is_empty());
+            if io_first || state.clock.advance_to(state.instant(deadline)) {
+                return Some(Duration::ZERO);
+            }
+        }
+        Some(max_wait.map_or(until, |max| max.min(until)))
+    }
+
+    fn read_mail(&self) {
+        let mut mail = std::mem::take(&mut *self.mail.borrow_mut());
+        self.inbox.take(&mut mail);
+        for note in mail.drain(..) {
+            match note {
+                Note::Wake(bits) => {
+                    self.wake_local(Word::from_bits(bits));
+                }
+                Note::Complete(ticket) => self.with(|state| state.complete(ticket)),
+                Note::Call(call) => call(),
+            }
+        }
+        *self.mail.borrow_mut() = mail;
+    }
+
+    /// Runs until `main` has ended.
+    fn run(&self, main: &BodyRef) -> Result<(), RunError> {
+        loop {
+            while main.is_live() && self.step() {
+                if self.must_look() {
+                    self.look(Some(Duration::ZERO))?;
+                }
+            }
+            if !main.is_live() {
+                return Ok(());
+            }
+            if self.state.borrow().is_stuck()
+                && Arc::strong_count(&self.remotes) == 1
+                && !self.inbox.has_mail()
+            {
+                return Err(RunError::Deadlock(self.state.borrow().dump()));
+            }
+            self.look(None)?;
+        }
+    }
+
+    fn turn(&self, max_wait: Option<Duration>) -> io::Result<Turn> {
+        self.look(max_wait)?;
+        let mut polled = 0;
+        let batch = self.state.borrow().ready.len();
+        while polled < batch && self.step() {
+            polled += 1;
+            if self.must_look() {
+                // The host's turn has come; what is left goes on at the next.
+                break;
+            }
+        }
+        // From here until the next turn other threads wake us through the descriptor.
+        let ready = !self.inbox.prepare_to_sleep() || !self.state.borrow().ready.is_empty();
+        let state = self.state.borrow();
+        Ok(Turn {
+            polled,
+            ready,
+            next_deadline: state
+                .wheel
+                .next_deadline(&state.nodes)
+                .map(|ticks| state.instant(ticks)),
+            live: state.tasks.live(),
+        })
+    }
+
+    fn enter(&self) -> Result<Running<'_>, RunError> {
+        if self.entered.replace(true) {
+            return Err(RunError::Reentrant);
+        }
+        self.inbox.awake();
+        Ok(Running {
+            core: self,
+            _entered: waker::enter(self),
+        })
+    }
+
+    /// Drops every task, newest first, and the tasks that this starts.
+    fn close(&self) -> usize {
+        let mut aborted = 0;
+        self.state.borrow_mut().closed = true;
+        loop {
+            let newest = self.state.borrow().newest();
+            let Some(body) = newest else { return aborted };
+            self.abort(&body);
+            aborted += 1;
+        }
+    }
+}
+
+impl State {
+    /// Whether the waker's task still has its slot.
+    fn is_current(&self, word: Word) -> bool {
+        self.tasks
+            .get(word.slot())
+            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
+    }
+
+    fn newest(&self) -> Option<BodyRef> {
+        self.tasks
+            .iter()
+            .filter_map(|(_, slot)| slot.body.as_ref())
+            .max_by_key(|body| body.id)
+            .cloned()
+    }
+
+    fn bodies(&self) -> Vec<BodyRef> {
+        let mut bodies: Vec<_> = self
+            .tasks
+            .iter()
+            .filter_map(|(_, slot)| slot.body.clone())
+            .collect();
+        bodies.sort_by_key(|body| std::cmp::Reverse(body.id));
+        bodies
+    }
+}
+
+/// While this lives the kernel runs on this thread.
+struct Running<'a> {
+    core: &'a Core,
+    _entered: waker::Entered<'a>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.core.entered.set(false);
+    }
+}
+
+/// How a [`Kernel`] is set up.
+#[must_use]
+pub struct Builder {
+    clock: Box<dyn Clock>,
+    io_interval: u32,
+}
+
+impl Builder {
+    /// The system's clock, and a look at I/O at least every 61 polls.
+    pub fn new() -> Self {
+        Self {
+            clock: Box::new(SystemClock),
+            io_interval: LOOK_INTERVAL,
+        }
+    }
+
+    /// Takes the time from `clock`, for instance a [`VirtualClock`].
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// Looks at I/O, timers and other threads after this many polls although tasks are still ready.
+    /// Fewer answer sooner, more cost less. At least 1.
+    pub fn io_interval(mut self, polls: u32) -> Self {
+        self.io_interval = polls.max(1);
+        self
+    }
+
+    /// Makes the kernel.
+    ///
+    /// # Errors
+    /// If the poller cannot be made, or 4096 kernels already exist in this process.
+    pub fn build<'env>(self) -> io::Result<Kernel<'env>> {
+        Ok(Kernel {
+            core: Core::new(self)?,
+            env: PhantomData,
+        })
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("io_interval", &self.io_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A kernel: tasks, and the loop that runs them on the thread that owns it.
+///
+/// Tasks spawned with [`Kernel::spawn`] and the main future of [`Kernel::run`] may borrow whatever outlives the kernel (`'env`),
+/// since they are polled inside its methods and dropped with it at the latest.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let name = String::from("kernel");
+/// let mut kernel = kernel::Kernel::new()?;
+/// let greeting = kernel.run(async {
+///     let task = kernel::spawn(async { kernel::sleep(Duration::from_millis(1)).await });
+///     task.join().await.unwrap().unwrap();
+///     format!("hello, {name}")
+/// })?;
+/// assert_eq!(greeting, "hello, kernel");
+/// # Ok::<(), kernel::RunError>(())
+/// ```
+pub struct Kernel<'env> {
+    core: Rc<Core>,
+    /// Invariant, and with the `Drop` below: borrowed data must outlive the kernel strictly.
+    env: PhantomData<Cell<&'env ()>>,
+}
+
+/// What a [`Kernel::turn`] did and what is left to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// How many tasks were polled.
+    pub polled: usize,
+    /// Whether there is more to do at once: call `turn` again soon.
+    pub ready: bool,
+    /// When to call `turn` again at the latest.
+    pub next_deadline: Option<Instant>,
+    /// How many tasks have not ended.
+    pub live: usize,
+}
+
+/// How a [`Kernel::shutdown`] went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShutdownReport {
+    /// Tasks that ended after they were cancelled.
+    pub cancelled: usize,
+    /// Tasks that did not end within the grace and were dropped.
+    pub aborted: usize,
+}
+
+impl<'env> Kernel<'env> {
+    /// A kernel as [`Builder::new`] sets it up.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> io::Result<Self> {
+        Builder::new().build()
+    }
+
+    /// Runs `main` as a task until it ends, and with it whatever it spawns. Other tasks that are still alive then stand still until
+    /// the next `run` or [`turn`](Kernel::turn) (Curio's `Kernel.run`).
+    ///
+    /// # Errors
+    /// [`RunError::Reentrant`] from inside a running kernel of this thread, [`RunError::Deadlock`] if nothing can wake `main` any more,
+    /// [`RunError::Aborted`] if somebody aborted it.
+    ///
+    /// # Panics
+    /// With what `main` panicked with.
+    #[track_caller]
+    pub fn run<T>(&mut self, main: impl Future<Output = T>) -> Result<T, RunError> {
+        if with_current(|core| core.is_some()) {
+            return Err(RunError::Reentrant);
+        }
+        let running = self.core.enter()?;
+        // `main` may borrow from the caller: it must be gone when this returns, however that comes about.
+        let main = DropMain {
+            handle: self.core.spawn(main, Location::caller()),
+            core: &self.core,
+        };
+        self.core.run(&main.handle.body)?;
+        let output = main.handle.take();
+        drop(main);
+        drop(running);
+        match output.expect("the main task has ended") {
+            Ok(value) => Ok(value),
+            Err(crate::JoinError::Panicked(payload)) => resume_unwind(payload),
+            Err(_) => Err(RunError::Aborted),
+        }
+    }
+
+    /// One pass of the loop, for a host that has a loop of its own: polls I/O, fires timers, and runs each task that is ready then, once.
+    /// Waits up to `max_wait` for something to do (`None`: until there is something; zero: not at all).
+    ///
+    /// The host watches [`as_fd`](AsFd::as_fd) for reading, and calls `turn(Some(Duration::ZERO))` when it is readable, at
+    /// [`Turn::next_deadline`], and again at once while [`Turn::ready`].
+    ///
+    /// # Errors
+    /// [`RunError::Reentrant`] if one of its own tasks calls it; [`RunError::Io`] if the poller fails.
+    pub fn turn(&mut self, max_wait: Option<Duration>) -> Result<Turn, RunError> {
+        let _running = self.core.enter()?;
+        Ok(self.core.turn(max_wait)?)
+    }
+
+    /// Starts a task, to be run by the next `run` or `turn`.
+    #[track_caller]
+    pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
+        crate::Task::from_handle(self.core.spawn(future, Location::caller()))
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn remote(&self) -> Remote {
+        self.core.remote()
+    }
+
+    /// Every live task, in the order they were spawned.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        self.core.state.borrow().dump()
+    }
+
+    /// Cancels the tasks, newest first, and waits for each; what has not ended after `grace` (`None`: however long it takes) is
+    /// dropped, newest first.
+    ///
+    /// # Errors
+    /// As [`Kernel::turn`]; then all tasks are dropped.
+    pub fn shutdown(self, grace: Option<Duration>) -> Result<ShutdownReport, RunError> {
+        let _running = self.core.enter()?;
+        let core = &self.core;
+        let deadline = grace.map(|grace| core.state.borrow().now() + grace);
+        let mut cancelled = 0;
+        'tasks: loop {
+            let bodies = core.state.borrow().bodies();
+            if bodies.is_empty() {
+                break;
+            }
+            for body in bodies {
+                if body.is_live() {
+                    core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
+                }
+                while body.is_live() {
+                    let left = deadline.map(|deadline| {
+                        deadline.saturating_duration_since(core.state.borrow().now())
+                    });
+                    if left == Some(Duration::ZERO) || core.state.borrow().is_stuck() {
+                        break 'tasks;
+                    }
+                    core.turn(left)?;
+                }
+                cancelled += 1;
+            }
+        }
+        let aborted = core.close();
+        Ok(ShutdownReport { cancelled, aborted })
+    }
+}
+
+/// Drops what is left of a main task when `run` returns, by whichever way.
+struct DropMain<'a, T> {
+    handle: Handle<T>,
+    core: &'a Core,
+}
+
+impl<T> Drop for DropMain<'_, T> {
+    fn drop(&mut self) {
+        self.core.abort(&self.handle.body);
+        // The output, if there is one, must not outlive this call either.
+        drop(self.handle.take());
+    }
+}
+
+impl Drop for Kernel<'_> {
+    /// Drops every task, newest first. [`Kernel::shutdown`] lets them clean up.
+    fn drop(&mut self) {
+        if let Ok(_running) = self.core.enter() {
+            self.core.close();
+        }
+        let id = self.core.id();
+        // During thread exit the list may be gone already.
+        let _ = KERNELS.try_with(|kernels| kernels.borrow_mut().retain(|(known, _)| *known != id));
+    }
+}
+
+impl AsFd for Kernel<'_> {
+    /// Readable when there is something for [`Kernel::turn`] to do, apart from deadlines.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.registry.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Kernel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("id", &self.core.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A kernel as other threads see it. It may outlive the kernel; then it does nothing.
+#[derive(Clone)]
+pub struct Remote {
+    sender: InboxSender,
+    _alive: Arc<()>,
+}
+
+impl Remote {
+    /// Runs `call` on the kernel's thread, between two tasks; there it may use [`spawn`](crate::spawn) and every trap that does not block.
+    /// False if the kernel is gone.
+    pub fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
+        self.sender.push(Note::Call(Box::new(call)))
+    }
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Remote")
+    }
+}
+
+/// Answers one wait of a kernel's task, from any thread, once. Dropping it answers too, so that no task waits for a thread that is gone.
+pub struct Completer {
+    sender: InboxSender,
+    ticket: Ticket,
+}
+
+impl Completer {
+    pub(crate) const fn new(sender: InboxSender, ticket: Ticket) -> Self {
+        Self { sender, ticket }
+    }
+
+    /// Wakes the task.
+    pub fn complete(self) {}
+}
+
+impl Drop for Completer {
+    fn drop(&mut self) {
+        self.sender.push(Note::Complete(self.ticket));
+    }
+}
+
+impl std::fmt::Debug for Completer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Completer")
+    }
+}

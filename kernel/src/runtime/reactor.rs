@@ -1,0 +1,317 @@
+//! Turns the readiness of file descriptors into completed waits.
+//!
+//! mio is edge-triggered where Curio's selector is level-triggered: it tells once that a socket became readable, and not
+//! again before somebody has emptied it. So each source keeps what is known of its readiness in two bits. An event sets a bit; a
+//! system call that answers `WouldBlock`, or that moved less than it was asked to, clears it; a task waits only while
+//! the bit is clear. An echo costs three system calls: wait, read, write.
+//!
+//! A source is registered once, for both directions, the first time a task has to wait for it: adding a descriptor
+//! reports readiness that is already there, so nothing is missed, and a connection that never blocks costs no registration. The poller's token carries
+//! a generation, since an event for a source that was closed earlier in the same batch must not reach its successor.
+//!
+//! `read_wait` on a bare descriptor cannot use the bits: the caller's system calls are not seen here. It registers for each wait
+//! anew and unregisters when the wait ends (as Curio does for bare integers).
+
+use std::io;
+use std::os::fd::RawFd;
+use std::panic::Location;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+use slab::Slab;
+
+use super::State;
+use super::nodes::{NIL, Phase, WaitKind};
+use crate::error::ResourceBusy;
+use crate::task::TaskId;
+
+pub(crate) const WAKE: Token = Token(usize::MAX);
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Direction {
+    /// Towards us.
+    Read,
+    /// Away from us.
+    Write,
+}
+
+struct Source {
+    fd: RawFd,
+    generation: u32,
+    ready: [bool; 2],
+    /// The node that waits for each direction.
+    waiting: [u32; 2],
+    /// Waits that hold a bare descriptor's registration; 0 for a source that holds its own.
+    watchers: u32,
+}
+
+/// Number of a registered source, with the generation that keeps it apart from its successors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SourceId {
+    index: u32,
+    generation: u32,
+}
+
+impl SourceId {
+    const fn token(self) -> Token {
+        Token((self.generation as usize) << 32 | self.index as usize)
+    }
+
+    const fn from_token(token: Token) -> Self {
+        Self {
+            index: token.0 as u32,
+            generation: (token.0 >> 32) as u32,
+        }
+    }
+
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.token().0 as u64
+    }
+
+    const fn from_bits(bits: u64) -> Self {
+        Self::from_token(Token(bits as usize))
+    }
+}
+
+/// The sources of a kernel and its poller.
+pub(crate) struct Reactor {
+    poll: Poll,
+    events: Events,
+    sources: Slab<Source>,
+    generation: u32,
+    /// How many nodes wait for I/O.
+    waiting: usize,
+}
+
+impl Reactor {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            sources: Slab::new(),
+            generation: 0,
+            waiting: 0,
+        })
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
+    /// Whether any descriptor is registered, so that polling can tell something.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    /// How many tasks' waits depend on I/O.
+    pub(crate) const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    pub(crate) fn register(&mut self, fd: RawFd) -> io::Result<SourceId> {
+        let entry = self.sources.vacant_entry();
+        let index = u32::try_from(entry.key()).expect("fewer than 2^32 descriptors");
+        // The generation of `WAKE` is never given out.
+        self.generation = (self.generation + 1) % u32::MAX;
+        let id = SourceId {
+            index,
+            generation: self.generation,
+        };
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), id.token(), interest)?;
+        entry.insert(Source {
+            fd,
+            generation: self.generation,
+            ready: [false; 2],
+            waiting: [NIL; 2],
+            watchers: 0,
+        });
+        Ok(id)
+    }
+
+    /// Registers a bare descriptor for one wait, or asks again about one that is registered: what is ready now is reported as a new event.
+    pub(crate) fn watch(&mut self, fd: RawFd, direction: Direction) -> io::Result<SourceId> {
+        let Some(id) = self.find(fd) else {
+            let id = self.register(fd)?;
+            self.get(id).expect("just registered").watchers = 1;
+            return Ok(id);
+        };
+        let source = &mut self.sources[id.index as usize];
+        if source.waiting[direction as usize] != NIL {
+            return Err(ResourceBusy {
+                writing: direction == Direction::Write,
+            }
+            .into());
+        }
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .reregister(&mut SourceFd(&fd), id.token(), interest)?;
+        if source.watchers > 0 {
+            source.watchers += 1;
+        }
+        Ok(id)
+    }
+
+    fn get(&mut self, id: SourceId) -> Option<&mut Source> {
+        self.sources
+            .get_mut(id.index as usize)
+            .filter(|source| source.generation == id.generation)
+    }
+
+    pub(crate) fn is_ready(&mut self, id: SourceId, direction: Direction) -> bool {
+        self.get(id)
+            .is_none_or(|source| source.ready[direction as usize])
+    }
+
+    pub(crate) fn clear_ready(&mut self, id: SourceId, direction: Direction) {
+        if let Some(source) = self.get(id) {
+            source.ready[direction as usize] = false;
+        }
+    }
+
+    /// The nodes that wait to read from and to write to it, `NIL` for none.
+    pub(crate) fn waiters(&mut self, id: SourceId) -> [u32; 2] {
+        self.get(id).map_or([NIL; 2], |source| source.waiting)
+    }
+
+    pub(crate) fn find(&self, fd: RawFd) -> Option<SourceId> {
+        self.sources
+            .iter()
+            .find(|(_, source)| source.fd == fd)
+            .map(|(index, source)| SourceId {
+                index: index as u32,
+                generation: source.generation,
+            })
+    }
+
+    pub(crate) fn set_waiter(&mut self, id: SourceId, direction: Direction, node: u32) {
+        let source = self
+            .get(id)
+            .expect("a task waits only for a registered source");
+        debug_assert!(
+            source.waiting[direction as usize] == NIL,
+            "one waiter a direction"
+        );
+        source.waiting[direction as usize] = node;
+        self.waiting += 1;
+    }
+
+    pub(crate) fn remove_waiter(&mut self, key: u64, direction: Direction) {
+        if let Some(source) = self.get(SourceId::from_bits(key)) {
+            source.waiting[direction as usize] = NIL;
+            self.waiting -= 1;
+        }
+    }
+}
+
+impl State {
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
+    pub(crate) fn poll_io(&mut self, wait: Option<Duration>) -> io::Result<usize> {
+        let reactor = &mut self.reactor;
+        if let Err(error) = reactor.poll.poll(&mut reactor.events, wait) {
+            // A signal handler ran; whoever cares watches its pipe.
+            if error.kind() == io::ErrorKind::Interrupted {
+                return Ok(0);
+            }
+            return Err(error);
+        }
+        let events = std::mem::replace(&mut self.reactor.events, Events::with_capacity(0));
+        let mut count = 0;
+        for event in events.iter().filter(|event| event.token() != WAKE) {
+            count += 1;
+            let Some(source) = self.reactor.get(SourceId::from_token(event.token())) else {
+                continue;
+            };
+            let failed = event.is_error();
+            let told = [
+                event.is_readable() || event.is_read_closed() || failed,
+                event.is_writable() || event.is_write_closed() || failed,
+            ];
+            let mut fired = [NIL; 2];
+            for side in 0..2 {
+                if told[side] {
+                    source.ready[side] = true;
+                    fired[side] = std::mem::replace(&mut source.waiting[side], NIL);
+                }
+            }
+            for node in fired.into_iter().filter(|&node| node != NIL) {
+                self.reactor.waiting -= 1;
+                self.fire(node);
+            }
+        }
+        self.reactor.events = events;
+        Ok(count)
+    }
+
+    /// A wait for a direction that nobody else waits for.
+    pub(crate) fn open_io_wait(
+        &mut self,
+        id: SourceId,
+        direction: Direction,
+        at: &'static Location<'static>,
+    ) -> u32 {
+        let kind = match direction {
+            Direction::Read => WaitKind::Read,
+            Direction::Write => WaitKind::Write,
+        };
+        let node = self.open_wait(kind, id.to_bits(), at);
+        self.reactor.set_waiter(id, direction, node);
+        node
+    }
+
+    pub(crate) fn check_free(
+        &mut self,
+        id: SourceId,
+        direction: Direction,
+    ) -> Result<(), ResourceBusy> {
+        match self.reactor.waiters(id)[direction as usize] {
+            NIL => Ok(()),
+            _ => Err(ResourceBusy {
+                writing: direction == Direction::Write,
+            }),
+        }
+    }
+
+    pub(crate) fn waiting_task(&self, node: u32) -> Option<TaskId> {
+        let task = self.nodes.get(node)?.task;
+        let body = self.tasks.get(task)?.body.as_ref()?;
+        Some(TaskId(body.id))
+    }
+
+    /// A wait for a bare descriptor ended.
+    pub(crate) fn unwatch(&mut self, id: SourceId) {
+        let Some(source) = self.reactor.get(id) else {
+            return;
+        };
+        if source.watchers == 0 {
+            return; // it belongs to a socket of ours
+        }
+        source.watchers -= 1;
+        if source.watchers == 0 {
+            self.release_source(id);
+        }
+    }
+
+    /// Forgets a source, before its descriptor is closed: `epoll` would go on reporting a duplicate of it. Whoever
+    /// waits for it is told that it is closed (in Curio such a task sleeps for ever).
+    pub(crate) fn release_source(&mut self, id: SourceId) {
+        let Some(source) = self.reactor.get(id) else {
+            return;
+        };
+        let (fd, waiting) = (source.fd, source.waiting);
+        self.reactor.sources.remove(id.index as usize);
+        if let Err(error) = self.reactor.registry().deregister(&mut SourceFd(&fd)) {
+            log::debug!("descriptor {fd} was closed before it was released: {error}");
+        }
+        for node in waiting.into_iter().filter(|&node| node != NIL) {
+            self.reactor.waiting -= 1;
+            self.nodes[node].set_phase(Phase::Closed);
+            self.wake_waiter(node);
+        }
+    }
+}

@@ -1,0 +1,634 @@
+//! Task slots, and the bodies that hold the tasks' futures.
+//!
+//! A task is a 32-byte *slot* in the task table, which is all that scheduling looks at, and a *body*: one allocation with a
+//! header, and a place that first holds the future and then its output. The slot is freed the moment the task ends (its generation
+//! grows, so that stale wakers miss); the body lives on while a handle refers to it.
+//!
+//! One of the two files of this crate with `unsafe`: the type of a future is erased here, and its output is written
+//! over it. What must stay true:
+//!
+//! - a body never leaves its thread (`BodyRef` holds a raw pointer, so it is neither `Send` nor `Sync`);
+//! - `stage` says what the place holds: the future while `Idle` or `Busy`, the output while `Value`, a panic's payload while `Panicked`, else nothing;
+//! - while `Busy` the future is being polled or dropped further up the stack, and nobody else touches the place;
+//! - user code (a future's `poll` or `drop`, an output's `drop`) runs only here, and always while no kernel table is borrowed.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::pin::Pin;
+use std::ptr::{self, NonNull};
+use std::task::{Context, Poll};
+
+use super::nodes::NIL;
+use super::waker::{self, MAX_SLOTS};
+use crate::error::{JoinError, panic_text};
+
+/// What the place of a body holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stage {
+    /// The future, between polls.
+    Idle,
+    /// The future, being polled or dropped right now.
+    Busy,
+    /// The output, not taken yet.
+    Value,
+    /// What the task panicked with, not taken yet.
+    Panicked,
+    /// Nothing: the future was dropped before it ended.
+    Aborted,
+    /// Nothing: a join took the output or the payload.
+    Taken,
+}
+
+/// What is known of a task whatever its type.
+pub(crate) struct Header {
+    vtable: &'static VTable,
+    pub(crate) spawned_at: &'static Location<'static>,
+    pub(crate) id: u64,
+    /// Id of the task that spawned it, 0 for none.
+    pub(crate) parent: u64,
+    refs: Cell<u32>,
+    /// How often it was polled.
+    pub(crate) cycles: Cell<u32>,
+    /// Its slot, for as long as `is_live`.
+    pub(crate) slot: Cell<u32>,
+    pub(crate) kernel: u16,
+    stage: Cell<Stage>,
+    /// A cancellation was asked for while it lived.
+    pub(crate) cancelled: Cell<bool>,
+}
+
+const _: () = assert!(size_of::<Header>() == 48);
+
+impl Header {
+    /// Whether the task has not ended; then its slot is its own.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.stage.get(), Stage::Idle | Stage::Busy)
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.stage.get() == Stage::Aborted
+    }
+}
+
+struct VTable {
+    /// Polls the future; true when the task ended, with the output or the panic in place.
+    poll: unsafe fn(NonNull<Header>, &mut Context<'_>) -> bool,
+    /// Drops what the place holds, as `stage` says.
+    clear: unsafe fn(NonNull<Header>),
+    /// Moves a `Value` to the pointer, which is one to the future's output type.
+    take: unsafe fn(NonNull<Header>, *mut ()),
+    /// Moves the payload of a `Panicked` body out.
+    take_panic: unsafe fn(NonNull<Header>) -> Box<dyn Any + Send>,
+    layout: Layout,
+}
+
+/// `header` comes first, so that a pointer to the body is one to its header.
+#[repr(C)]
+struct Body<F: Future> {
+    header: Header,
+    place: UnsafeCell<Place<F>>,
+}
+
+union Place<F: Future> {
+    future: ManuallyDrop<F>,
+    output: ManuallyDrop<F::Output>,
+    panic: ManuallyDrop<Box<dyn Any + Send>>,
+}
+
+impl<F: Future> Body<F> {
+    const VTABLE: VTable = VTable {
+        poll: Self::poll,
+        clear: Self::clear,
+        take: Self::take,
+        take_panic: Self::take_panic,
+        layout: block_layout(Layout::new::<Self>()),
+    };
+
+    /// # Safety
+    /// `body` points to a live `Body<F>` in stage `Busy`, entered by the caller.
+    unsafe fn poll(body: NonNull<Header>, cx: &mut Context<'_>) -> bool {
+        // SAFETY: per contract it is a `Body<F>` whose place holds the future and is the caller's alone; the future was
+        // written there once and is dropped in place, so it stays pinned.
+        let (header, place) = unsafe { Self::parts(body) };
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: as above.
+            let future = unsafe { Pin::new_unchecked(&mut *place.future) };
+            future.poll(cx)
+        }));
+        let ended = match polled {
+            Ok(Poll::Pending) => return false,
+            Ok(Poll::Ready(output)) => Ok(output),
+            Err(panic) => Err(panic),
+        };
+        // SAFETY: the future is in place and nothing looks at it again after this.
+        let dropped = catch_unwind(AssertUnwindSafe(|| unsafe {
+            ManuallyDrop::drop(&mut place.future)
+        }));
+        let ended = match dropped {
+            Ok(()) => ended,
+            Err(panic) => ended.and(Err(panic)),
+        };
+        match ended {
+            Ok(output) => {
+                place.output = ManuallyDrop::new(output);
+                header.stage.set(Stage::Value);
+            }
+            Err(panic) => {
+                place.panic = ManuallyDrop::new(panic);
+                header.stage.set(Stage::Panicked);
+            }
+        }
+        true
+    }
+
+    /// # Safety
+    /// `body` points to a live `Body<F>`; if it holds a future, the caller has entered stage `Busy`.
+    unsafe fn clear(body: NonNull<Header>) {
+        // SAFETY: per contract; `stage` says which field of the union is there.
+        unsafe {
+            let (header, place) = Self::parts(body);
+            match header.stage.get() {
+                Stage::Busy | Stage::Idle => ManuallyDrop::drop(&mut place.future),
+                Stage::Value => ManuallyDrop::drop(&mut place.output),
+                Stage::Panicked => ManuallyDrop::drop(&mut place.panic),
+                Stage::Aborted | Stage::Taken => {}
+            }
+        }
+    }
+
+    /// # Safety
+    /// `body` points to a live `Body<F>` in stage `Value`, `to` to room for an `F::Output`.
+    unsafe fn take(body: NonNull<Header>, to: *mut ()) {
+        // SAFETY: per contract the output is there; the caller changes the stage, so it is read once.
+        unsafe {
+            let (_, place) = Self::parts(body);
+            to.cast::<F::Output>()
+                .write(ManuallyDrop::take(&mut place.output));
+        }
+    }
+
+    /// # Safety
+    /// `body` points to a live `Body<F>` in stage `Panicked`; the caller changes the stage.
+    unsafe fn take_panic(body: NonNull<Header>) -> Box<dyn Any + Send> {
+        // SAFETY: per contract the payload is there, and read once.
+        unsafe {
+            let (_, place) = Self::parts(body);
+            ManuallyDrop::take(&mut place.panic)
+        }
+    }
+
+    /// # Safety
+    /// `body` points to a live `Body<F>`, and the caller is the only one to use its place.
+    unsafe fn parts<'a>(body: NonNull<Header>) -> (&'a Header, &'a mut Place<F>) {
+        // SAFETY: `repr(C)` puts the header first; the pointer was made from the whole body. The place is in an
+        // `UnsafeCell` and the caller's alone.
+        unsafe {
+            let body = body.cast::<Self>().as_ref();
+            (&body.header, &mut *body.place.get())
+        }
+    }
+}
+
+/// A counted reference to a body. Dropping the last one drops what the body holds, which is user code.
+pub(crate) struct BodyRef(NonNull<Header>);
+
+impl BodyRef {
+    /// Puts `future` into a new body.
+    ///
+    /// The kernel may hold it past the end of the borrows in `F`: the caller promises, by a type that carries the lifetime or by a guard,
+    /// that the future and its output are dropped before that.
+    pub(crate) fn new<F: Future>(
+        future: F,
+        id: u64,
+        parent: u64,
+        kernel: u16,
+        spawned_at: &'static Location<'static>,
+    ) -> Handle<F::Output> {
+        let header = Header {
+            vtable: &Body::<F>::VTABLE,
+            spawned_at,
+            id,
+            parent,
+            refs: Cell::new(1),
+            cycles: Cell::new(0),
+            slot: Cell::new(NIL),
+            kernel,
+            stage: Cell::new(Stage::Idle),
+            cancelled: Cell::new(false),
+        };
+        let place = UnsafeCell::new(Place {
+            future: ManuallyDrop::new(future),
+        });
+        let block = take_block(Body::<F>::VTABLE.layout).cast::<Body<F>>();
+        // SAFETY: the block is fresh, large enough and aligned for a `Body<F>`.
+        unsafe { block.write(Body { header, place }) };
+        Handle {
+            body: Self(block.cast()),
+            output: PhantomData,
+        }
+    }
+
+    /// Polls the future; true when the task ended.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> bool {
+        assert!(
+            self.stage.replace(Stage::Busy) == Stage::Idle,
+            "polled while it runs or after it ended"
+        );
+        self.cycles.set(self.cycles.get().wrapping_add(1));
+        // SAFETY: the future is there, and `Busy` since the line above: nobody else polls or drops it.
+        let ended = unsafe { (self.vtable.poll)(self.0, cx) };
+        if !ended {
+            self.stage.set(Stage::Idle);
+        }
+        ended
+    }
+
+    /// Drops the future now. False if it is running further up the stack, or has ended.
+    pub(crate) fn abort(&self) -> bool {
+        if self.stage.get() != Stage::Idle {
+            return false;
+        }
+        self.stage.set(Stage::Busy);
+        self.clear();
+        self.stage.set(Stage::Aborted);
+        true
+    }
+
+    /// Drops what the place holds; a panic in a destructor is logged and goes no further.
+    fn clear(&self) {
+        // SAFETY: called with the future entered as `Busy`, or when the last reference goes, so nobody uses the place.
+        let cleared = catch_unwind(AssertUnwindSafe(|| unsafe { (self.vtable.clear)(self.0) }));
+        if let Err(panic) = cleared {
+            log::error!(
+                "task {} spawned at {}: panic while it was dropped: {}",
+                self.id,
+                self.spawned_at,
+                panic_text(&*panic)
+            );
+        }
+    }
+}
+
+impl Deref for BodyRef {
+    type Target = Header;
+    fn deref(&self) -> &Header {
+        // SAFETY: the count keeps the body allocated while this reference lives.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for BodyRef {
+    fn clone(&self) -> Self {
+        self.refs.set(
+            self.refs
+                .get()
+                .checked_add(1)
+                .expect("fewer than 2^32 references to a task"),
+        );
+        Self(self.0)
+    }
+}
+
+impl Drop for BodyRef {
+    fn drop(&mut self) {
+        let refs = self.refs.get() - 1;
+        self.refs.set(refs);
+        if refs > 0 {
+            return;
+        }
+        if self.stage.get() == Stage::Panicked {
+            log::error!(
+                "task {} spawned at {} panicked and nobody joined it",
+                self.id,
+                self.spawned_at
+            );
+        }
+        self.clear();
+        // SAFETY: this was the last reference; the block was allocated with this layout.
+        unsafe { give_block(self.0.cast(), self.vtable.layout) };
+    }
+}
+
+/// A reference to a body that knows the type of its output.
+pub(crate) struct Handle<T> {
+    pub(crate) body: BodyRef,
+    output: PhantomData<T>,
+}
+
+impl<T> Handle<T> {
+    /// The output, once the task has ended; `None` before that.
+    pub(crate) fn take(&self) -> Option<Result<T, JoinError>> {
+        match self.body.stage.get() {
+            Stage::Idle | Stage::Busy => None,
+            Stage::Value => {
+                let mut output = std::mem::MaybeUninit::<T>::uninit();
+                // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::new` alone, which ties `T` to the
+                // future. The stage is changed before anything else can look.
+                let output = unsafe {
+                    (self.body.vtable.take)(self.body.0, output.as_mut_ptr().cast());
+                    self.body.stage.set(Stage::Taken);
+                    output.assume_init()
+                };
+                Some(Ok(output))
+            }
+            Stage::Panicked => {
+                // SAFETY: the stage says that the payload is there; it is changed before anything else can look.
+                let panic = unsafe { (self.body.vtable.take_panic)(self.body.0) };
+                self.body.stage.set(Stage::Taken);
+                Some(Err(JoinError::Panicked(panic)))
+            }
+            Stage::Aborted => Some(Err(JoinError::Aborted)),
+            Stage::Taken => Some(Err(JoinError::Taken)),
+        }
+    }
+}
+
+/// Bodies of up to this size come from free lists.
+const LARGEST_POOLED: usize = 1024;
+const GRAIN: usize = 16;
+/// How much a free list keeps, so that a burst of tasks does not hold its memory for ever.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// The layout a body's block really has: pooled blocks come in multiples of `GRAIN`.
+const fn block_layout(body: Layout) -> Layout {
+    if body.size() > LARGEST_POOLED || body.align() > GRAIN {
+        return body;
+    }
+    match Layout::from_size_align(body.size().next_multiple_of(GRAIN), GRAIN) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a size of at most LARGEST_POOLED is a layout"),
+    }
+}
+
+/// Free blocks by size. Each kernel has one, so that taking a block touches no lock.
+pub(crate) struct Pool {
+    classes: [Cell<FreeList>; LARGEST_POOLED / GRAIN],
+}
+
+#[derive(Clone, Copy)]
+struct FreeList {
+    /// The first free block; its first word points to the next one.
+    head: *mut FreeBlock,
+    len: usize,
+}
+
+struct FreeBlock {
+    next: *mut Self,
+}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self {
+            classes: [const {
+                Cell::new(FreeList {
+                    head: ptr::null_mut(),
+                    len: 0,
+                })
+            }; LARGEST_POOLED / GRAIN],
+        }
+    }
+
+    fn class(&self, layout: Layout) -> Option<&Cell<FreeList>> {
+        let pooled =
+            layout.size() <= LARGEST_POOLED && layout.align() == GRAIN && layout.size() > 0;
+        pooled.then(|| &self.classes[layout.size() / GRAIN - 1])
+    }
+
+    fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let class = self.class(layout)?;
+        let FreeList { head, len } = class.get();
+        let block = NonNull::new(head)?;
+        // SAFETY: blocks on the list are free, at least `GRAIN` bytes, and begin with a `FreeBlock` that `give` wrote.
+        let next = unsafe { block.as_ref() }.next;
+        class.set(FreeList {
+            head: next,
+            len: len - 1,
+        });
+        Some(block.cast())
+    }
+
+    /// # Safety
+    /// `block` was allocated with `layout` and is in nobody's use. On true it belongs to the pool.
+    unsafe fn give(&self, block: NonNull<u8>, layout: Layout) -> bool {
+        let Some(class) = self.class(layout) else {
+            return false;
+        };
+        let FreeList { head, len } = class.get();
+        if len * layout.size() >= KEPT_BYTES {
+            return false;
+        }
+        let block = block.cast::<FreeBlock>();
+        // SAFETY: the block is ours per contract, aligned to `GRAIN` and at least as large.
+        unsafe { block.write(FreeBlock { next: head }) };
+        class.set(FreeList {
+            head: block.as_ptr(),
+            len: len + 1,
+        });
+        true
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for (class, list) in self.classes.iter().enumerate() {
+            let size = (class + 1) * GRAIN;
+            let layout = Layout::from_size_align(size, GRAIN).expect("a pooled layout");
+            let mut head = list.get().head;
+            while let Some(block) = NonNull::new(head) {
+                // SAFETY: each block of the list is free and was allocated with its class's layout.
+                unsafe {
+                    head = block.as_ref().next;
+                    dealloc(block.as_ptr().cast(), layout);
+                }
+            }
+        }
+    }
+}
+
+fn take_block(layout: Layout) -> NonNull<u8> {
+    if let Some(block) = waker::with_current(|core| core?.pool.take(layout)) {
+        return block;
+    }
+    // SAFETY: a body is never empty: it has a header.
+    let block = unsafe { alloc(layout) };
+    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// # Safety
+/// `block` was allocated with `layout` and is in nobody's use.
+unsafe fn give_block(block: NonNull<u8>, layout: Layout) {
+    // SAFETY: per contract.
+    let pooled = waker::with_current(|core| {
+        core.is_some_and(|core| unsafe { core.pool.give(block, layout) })
+    });
+    if !pooled {
+        // SAFETY: per contract, and the pool did not take it.
+        unsafe { dealloc(block.as_ptr(), layout) };
+    }
+}
+
+/// All that scheduling needs to know of a task; two of them share a cache line.
+pub(crate) struct Slot {
+    /// `None` for a free slot.
+    pub(crate) body: Option<BodyRef>,
+    /// Grows with each task that had this slot.
+    pub(crate) generation: u32,
+    /// First of the nodes that the task waits at; the next free slot while this one is free.
+    pub(crate) waits: u32,
+    /// First of the task's scopes, see `scopes`.
+    pub(crate) scopes: u32,
+    /// Lot of the tasks that join this one, `NIL` until one does.
+    pub(crate) joiners: u32,
+    pub(crate) flags: Flags,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// What the scheduler and the canceller note about a task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    pub(crate) const NONE: Self = Self(0);
+    /// In the ready queue.
+    pub(crate) const QUEUED: Self = Self(1);
+    /// Some scope of it has fired and no trap has told the task yet.
+    pub(crate) const PENDING: Self = Self(2);
+    /// The task itself was cancelled.
+    pub(crate) const CANCELLED: Self = Self(4);
+    /// ... and a trap has told it.
+    pub(crate) const CANCEL_DELIVERED: Self = Self(8);
+    /// A foreign future keeps its waker.
+    pub(crate) const ESCAPED: Self = Self(16);
+    /// To be dropped as soon as the poll it is in returns.
+    pub(crate) const ABORT: Self = Self(32);
+
+    pub(crate) const fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+
+    pub(crate) const fn set(&mut self, flag: Self) {
+        self.0 |= flag.0;
+    }
+
+    pub(crate) const fn clear(&mut self, flag: Self) {
+        self.0 &= !flag.0;
+    }
+}
+
+/// The task table.
+pub(crate) struct Tasks {
+    slots: Vec<Slot>,
+    free: u32,
+    live: usize,
+    last_id: u64,
+}
+
+impl Tasks {
+    pub(crate) const fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: NIL,
+            live: 0,
+            last_id: 0,
+        }
+    }
+
+    /// How many tasks have not ended.
+    pub(crate) const fn live(&self) -> usize {
+        self.live
+    }
+
+    /// How many slots there are, used or free.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) const fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub(crate) fn insert(&mut self, body: BodyRef) -> u32 {
+        self.live += 1;
+        if self.free != NIL {
+            let id = self.free;
+            body.slot.set(id);
+            let slot = &mut self.slots[id as usize];
+            self.free = slot.waits;
+            *slot = Slot {
+                body: Some(body),
+                waits: NIL,
+                scopes: NIL,
+                joiners: NIL,
+                flags: Flags::NONE,
+                ..*slot
+            };
+            return id;
+        }
+        assert!(
+            self.slots.len() < MAX_SLOTS,
+            "a kernel holds at most 2^28 tasks"
+        );
+        let id = self.slots.len() as u32;
+        body.slot.set(id);
+        self.slots.push(Slot {
+            body: Some(body),
+            generation: 0,
+            waits: NIL,
+            scopes: NIL,
+            joiners: NIL,
+            flags: Flags::NONE,
+        });
+        id
+    }
+
+    /// Ends a task: takes the body out of the slot and moves the slot to its next generation. A slot that still stands in the ready queue
+    /// is freed when it is popped there, lest its next task be queued twice.
+    pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
+        self.live -= 1;
+        let slot = &mut self.slots[id as usize];
+        let body = slot.body.take().expect("only a live task is retired");
+        slot.generation = slot.generation.wrapping_add(1);
+        if !slot.flags.has(Flags::QUEUED) {
+            self.free_slot(id);
+        }
+        body
+    }
+
+    pub(crate) fn free_slot(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        slot.waits = self.free;
+        self.free = id;
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<&Slot> {
+        self.slots.get(id as usize)
+    }
+
+    /// Every live task's slot.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        (0u32..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.body.is_some())
+    }
+}
+
+impl std::ops::Index<u32> for Tasks {
+    type Output = Slot;
+    fn index(&self, id: u32) -> &Slot {
+        &self.slots[id as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Tasks {
+    fn index_mut(&mut self, id: u32) -> &mut Slot {
+        &mut self.slots[id as usize]
+    }
+}

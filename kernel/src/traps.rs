@@ -1,0 +1,984 @@
+//! The door: every way from user mode into the kernel.
+//!
+//! Curio's kernel serves fifteen traps, and everything above it (locks, queues, sockets, groups, workers) is made of them. The
+//! same holds here: no other module of this crate touches a kernel table, and none of it has powers that this module does
+//! not give to everyone. Use it to build primitives of your own; for everyday work there are friendlier names.
+//!
+//! A trap is either *immediate*, it never suspends and is no cancellation point, or *blocking*: then it suspends the task, and
+//! a cancellation or timeout that is pending, or comes while it waits, is its `Err`.
+//!
+//! | Curio | here | kind | answer | everyday name |
+//! |---|---|---|---|---|
+//! | `_read_wait`, `_write_wait` | [`read_wait`], [`write_wait`] | blocking | `io::Result<()>` | the types of [`net`](crate::net) |
+//! | `_io_release` | [`io_release`] | immediate | – | dropping a socket |
+//! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | |
+//! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | [`run_in_thread`](crate::run_in_thread) |
+//! | `_sleep` | [`sleep`] | blocking | the time after it | [`sleep`](crate::sleep()) |
+//! | `_spawn` | [`spawn`] | immediate | [`Task`] | [`spawn`](crate::spawn) |
+//! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | [`Task::cancel`] |
+//! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | the types of [`sync`](crate::sync) |
+//! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | |
+//! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | |
+//! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | [`current_task`](crate::current_task) |
+//! | `_set_timeout`, `_unset_timeout` | [`set_timeout`], [`Timeout::unset`] | immediate | [`Timeout`] | [`timeout_after`](crate::timeout_after) |
+//! | `_clock` | [`clock`] | immediate | `Instant` | [`now`](crate::now) |
+//!
+//! A blocking trap is a *leaf future*: it registers one node in the kernel's table when it is first polled and takes it out when
+//! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones are futures too, ready at
+//! their first poll, so that a program can be written against the door alone.
+//!
+//! # Panics
+//! Traps are requests of a task: outside one, polling them panics.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use crate::error::Interrupt;
+#[cfg(doc)]
+use crate::error::ResourceBusy;
+use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
+use crate::task::{Task, TaskId, TaskRef};
+
+pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+
+/// Calls `f` with the kernel of the running task.
+#[track_caller]
+fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
+    runtime::with_current(|core| match core {
+        Some(core) => f(core),
+        None => panic!(
+            "no kernel runs on this thread: traps work inside `kernel::run` or `Kernel::turn`"
+        ),
+    })
+}
+
+/// A place in some queue of the kernel, held by a leaf future from its first poll to its last.
+#[derive(Debug)]
+struct Wait {
+    node: u32,
+    kernel: u16,
+}
+
+impl Wait {
+    const IDLE: Self = Self {
+        node: NIL,
+        kernel: 0,
+    };
+
+    /// Blocks: `open` makes the node and puts it into its queue, unless an interrupt is pending. The answer is whether the wait was
+    /// fired; if not, what it waited for is gone.
+    fn poll(
+        &mut self,
+        cx: &Context<'_>,
+        open: impl FnOnce(&mut State) -> u32,
+    ) -> Poll<Result<bool, Interrupt>> {
+        running(|core| {
+            let mut foreign = core.foreign(cx.waker());
+            if self.node == NIL {
+                return core.with(|state| {
+                    assert!(state.current != NIL, "a trap was polled outside of a task");
+                    if let Some(interrupt) = state.pending_interrupt() {
+                        return Poll::Ready(Err(interrupt));
+                    }
+                    (self.node, self.kernel) = (open(state), core.id());
+                    if foreign.is_some() {
+                        state.refresh_wait(self.node, foreign.take());
+                    }
+                    Poll::Pending
+                });
+            }
+            assert!(
+                self.kernel == core.id(),
+                "a future that waits in one kernel was polled in another"
+            );
+            core.with(|state| {
+                let node = self.node;
+                let answer = match state.nodes[node].phase() {
+                    Phase::Armed => {
+                        assert!(state.current != NIL, "a trap was polled outside of a task");
+                        state.refresh_wait(node, foreign.take());
+                        return Poll::Pending;
+                    }
+                    Phase::Fired => Ok(true),
+                    Phase::Closed => Ok(false),
+                    Phase::Interrupted => Err(state.interrupt_of(node)),
+                };
+                self.node = NIL;
+                state.release(node);
+                Poll::Ready(answer)
+            })
+        })
+    }
+
+    /// Whether it was fired and the future has not been polled since: what it was given must be handed on if it is dropped.
+    fn is_fired(&self) -> bool {
+        let fired = |core: &Core| core.with(|state| state.nodes[self.node].phase() == Phase::Fired);
+        self.node != NIL && runtime::with_kernel(self.kernel, fired).unwrap_or(false)
+    }
+
+    const fn is_armed(&self) -> bool {
+        self.node != NIL
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if self.node != NIL {
+            runtime::with_kernel(self.kernel, |core| {
+                core.with(|state| state.release(self.node))
+            });
+        }
+    }
+}
+
+/// An immediate trap as a future: ready at its first poll.
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct Immediate<F>(Option<F>);
+
+impl<F> Unpin for Immediate<F> {}
+
+impl<T, F: FnOnce() -> T> Future for Immediate<F> {
+    type Output = T;
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<T> {
+        let call = self
+            .0
+            .take()
+            .expect("a future is not polled after it was ready");
+        Poll::Ready(call())
+    }
+}
+
+/// The immediate traps as plain calls, for the friendly layer.
+pub(crate) mod call {
+    use super::*;
+
+    #[track_caller]
+    pub(crate) fn spawn<T>(future: impl Future<Output = T> + 'static) -> Task<T> {
+        let at = Location::caller();
+        Task::from_handle(running(|core| core.spawn(future, at)))
+    }
+
+    #[track_caller]
+    pub(crate) fn clock() -> Instant {
+        running(|core| core.with(|state| state.now()))
+    }
+
+    #[track_caller]
+    pub(crate) fn current() -> TaskRef {
+        try_current().expect("no task runs on this thread")
+    }
+
+    pub(crate) fn try_current() -> Option<TaskRef> {
+        runtime::with_current(|core| {
+            core?.with(|state| {
+                let slot = state.tasks.get(state.current)?;
+                slot.body.clone().map(TaskRef::new)
+            })
+        })
+    }
+
+    pub(crate) fn cancel(body: &BodyRef, interrupt: Interrupt) -> bool {
+        let cancel = |core: &Core| {
+            body.is_live() && core.with(|state| state.cancel(body.slot.get(), interrupt))
+        };
+        runtime::with_kernel(body.kernel, cancel).unwrap_or(false)
+    }
+
+    pub(crate) fn abort(body: &BodyRef) -> bool {
+        runtime::with_kernel(body.kernel, |core| core.abort(body)).unwrap_or(false)
+    }
+
+    /// Works on the tables for a live task's handle; `None` if it has ended.
+    pub(crate) fn inspect<R>(body: &BodyRef, f: impl FnOnce(&mut State, u32) -> R) -> Option<R> {
+        if !body.is_live() {
+            return None;
+        }
+        runtime::with_kernel(body.kernel, |core| {
+            core.with(|state| f(state, body.slot.get()))
+        })
+    }
+
+    /// Works on the tables for the running task.
+    #[track_caller]
+    pub(crate) fn with_task<R>(f: impl FnOnce(&mut State) -> R) -> R {
+        running(|core| {
+            core.with(|state| {
+                assert!(state.current != NIL, "no task runs on this thread");
+                f(state)
+            })
+        })
+    }
+}
+
+/// Trap `spawn`: starts a task at the end of the ready queue; the caller goes on.
+#[track_caller]
+pub fn spawn<T>(future: impl Future<Output = T> + 'static) -> Immediate<impl FnOnce() -> Task<T>> {
+    let at = Location::caller();
+    Immediate(Some(move || {
+        Task::from_handle(running(|core| core.spawn(future, at)))
+    }))
+}
+
+/// Trap `get_current`: the running task.
+pub fn get_current() -> Immediate<impl FnOnce() -> TaskRef> {
+    Immediate(Some(call::current))
+}
+
+/// Trap `get_kernel`: the running kernel, as other threads see it.
+pub fn get_kernel() -> Immediate<impl FnOnce() -> Remote> {
+    Immediate(Some(|| running(Core::remote)))
+}
+
+/// Trap `clock`: the kernel's time. It never goes back.
+pub fn clock() -> Immediate<impl FnOnce() -> Instant> {
+    Immediate(Some(call::clock))
+}
+
+/// Trap `cancel_task`: asks for `task` to be interrupted at its next blocking trap, or at the one it waits in. True if it was
+/// alive and nobody had asked before. Does not wait: that is [`Task::cancel`].
+pub fn cancel_task(task: &TaskRef, interrupt: Interrupt) -> Immediate<impl FnOnce() -> bool> {
+    Immediate(Some(move || call::cancel(task.body(), interrupt)))
+}
+
+/// Trap `sleep`: waits for `duration` from its first poll on; never wakes early. Zero lets every other ready task run first.
+///
+/// Cancellation point: yes. If dropped, its timer is gone.
+#[track_caller]
+pub fn sleep(duration: Duration) -> Sleep {
+    Sleep::new(Until::After(duration))
+}
+
+/// Waits for a time; made by [`sleep`] and [`sleep_until`](crate::sleep_until).
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct Sleep {
+    until: Until,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Until {
+    After(Duration),
+    At(Instant),
+    /// No time at all: let the others run.
+    Yield(Yield),
+}
+
+impl Sleep {
+    #[track_caller]
+    pub(crate) fn new(until: Until) -> Self {
+        let until = match until {
+            Until::After(Duration::ZERO) => Until::Yield(Yield(false)),
+            until => until,
+        };
+        Self {
+            until,
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = Result<Instant, Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        match this.until {
+            Until::Yield(ref mut others) => {
+                ready!(Pin::new(others).poll(cx))?;
+                return Poll::Ready(Ok(call::clock()));
+            }
+            Until::After(_) | Until::At(_) => {}
+        }
+        let fired = this.wait.poll(cx, |state| {
+            let deadline = match this.until {
+                Until::After(duration) => {
+                    let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+                    state.time().saturating_add(nanos)
+                }
+                Until::At(at) => state.ticks(at),
+                Until::Yield(_) => unreachable!("handled above"),
+            };
+            let node = state.open_wait(WaitKind::Sleep, deadline, this.at);
+            state.arm_timer(node);
+            node
+        });
+        fired.map_ok(|_| call::clock())
+    }
+}
+
+/// Lets every other ready task run; made by [`yield_now`](crate::yield_now).
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct Yield(pub(crate) bool);
+
+impl Future for Yield {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.0 {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(interrupt) = call::with_task(|state| state.pending_interrupt()) {
+            return Poll::Ready(Err(interrupt));
+        }
+        self.0 = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
+///
+/// Belongs to the kernel in which a task first waits in it. Dropping it wakes those who still wait.
+#[derive(Debug)]
+pub struct Lot {
+    id: Cell<u32>,
+    kernel: Cell<u16>,
+    /// Its number means nothing on another thread.
+    _local: PhantomData<*const ()>,
+}
+
+impl Lot {
+    /// An empty lot.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            id: Cell::new(NIL),
+            kernel: Cell::new(0),
+            _local: PhantomData,
+        }
+    }
+
+    /// How many tasks wait in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        if self.id.get() == NIL {
+            return 0;
+        }
+        let len = |core: &Core| core.with(|state| state.lots.len(self.id.get()));
+        runtime::with_kernel(self.kernel.get(), len).unwrap_or(0)
+    }
+
+    /// Whether no task waits in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn open(&self, state: &mut State, kernel: u16) -> u32 {
+        if self.id.get() == NIL {
+            self.id.set(state.lots.open());
+            self.kernel.set(kernel);
+        }
+        assert!(
+            self.kernel.get() == kernel,
+            "a synchronisation object of one kernel was used in another"
+        );
+        self.id.get()
+    }
+}
+
+impl Default for Lot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Lot {
+    fn drop(&mut self) {
+        if self.id.get() != NIL {
+            let close = |core: &Core| core.with(|state| state.close_lot(self.id.get()));
+            runtime::with_kernel(self.kernel.get(), close);
+        }
+    }
+}
+
+/// Trap `sched_wait`: parks the task at the end of `lot` until [`sched_wake`] reaches it. `kind` is what the task dump shows.
+///
+/// Cancellation point: yes. If dropped, the task is out of the lot; if it had been woken already, the wake is lost unless the primitive hands it
+/// on (see [`SchedWait::is_woken`]).
+#[track_caller]
+pub fn sched_wait(lot: &Lot, kind: WaitKind) -> SchedWait<'_> {
+    let kind = if kind.is_parked() {
+        kind
+    } else {
+        WaitKind::Custom
+    };
+    SchedWait {
+        lot,
+        kind,
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits in a parking lot; made by [`sched_wait`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct SchedWait<'a> {
+    lot: &'a Lot,
+    kind: WaitKind,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl SchedWait<'_> {
+    /// Whether it has been woken and not polled since. A primitive that gives something away with a wake (a lock, a permit) asks
+    /// this when the waiting future is dropped, and passes it on.
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        self.wait.is_fired()
+    }
+
+    /// Whether it stands in the lot or has been woken from it.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.wait.is_armed()
+    }
+}
+
+impl Future for SchedWait<'_> {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let kernel = running(Core::id);
+        let fired = this.wait.poll(cx, |state| {
+            let lot = this.lot.open(state, kernel);
+            let node = state.open_wait(this.kind, u64::from(lot), this.at);
+            state.park(node, lot);
+            node
+        });
+        fired.map_ok(|_| ())
+    }
+}
+
+/// Trap `sched_wake`: makes up to `count` tasks of `lot` ready, the longest waiting first, and says how many.
+pub fn sched_wake(lot: &Lot, count: usize) -> usize {
+    if lot.id.get() == NIL {
+        return 0;
+    }
+    let wake = |core: &Core| core.with(|state| state.unpark(lot.id.get(), count));
+    runtime::with_kernel(lot.kernel.get(), wake).unwrap_or(0)
+}
+
+/// Waits for the end of a task (in Curio a barrier on the task, here a trap).
+///
+/// Cancellation point: only if the task has not ended. If dropped, the wait is abandoned.
+#[track_caller]
+pub fn join_wait(task: &TaskRef) -> JoinWait {
+    JoinWait {
+        body: task.body().clone(),
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits for the end of a task; made by [`join_wait`].
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct JoinWait {
+    body: BodyRef,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl JoinWait {
+    pub(crate) fn new(body: BodyRef, at: &'static Location<'static>) -> Self {
+        Self {
+            body,
+            wait: Wait::IDLE,
+            at,
+        }
+    }
+}
+
+impl std::fmt::Debug for JoinWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinWait")
+            .field("task", &self.body.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Future for JoinWait {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if !this.wait.is_armed() && !this.body.is_live() {
+            return Poll::Ready(Ok(()));
+        }
+        let fired = this.wait.poll(cx, |state| {
+            let lot = state.joiners(this.body.slot.get());
+            let node = state.open_wait(WaitKind::Join, u64::from(lot), this.at);
+            state.park(node, lot);
+            node
+        });
+        fired.map_ok(|_| ())
+    }
+}
+
+/// Trap `future_wait`: waits for an answer from elsewhere. `start` is called with the [`Completer`] once the wait is armed, so that no answer
+/// can come too early; if an interrupt is pending it is not called at all.
+///
+/// Cancellation point: yes. If dropped, a later answer does nothing.
+#[track_caller]
+pub fn future_wait<F: FnOnce(Completer)>(start: F) -> FutureWait<F> {
+    FutureWait {
+        start: Some(start),
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits for a [`Completer`]; made by [`future_wait`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct FutureWait<F> {
+    start: Option<F>,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl<F> Unpin for FutureWait<F> {}
+
+impl<F: FnOnce(Completer)> Future for FutureWait<F> {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let mut ticket = None;
+        let fired = this.wait.poll(cx, |state| {
+            let node = state.open_wait(WaitKind::Remote, 0, this.at);
+            ticket = Some(state.arm_remote(node));
+            node
+        });
+        if let (Some(ticket), Some(start)) = (ticket, this.start.take()) {
+            start(Completer::new(running(Core::sender), ticket));
+        }
+        fired.map_ok(|_| ())
+    }
+}
+
+/// A wait that only an interrupt ends: beside it stands a future that wakes the task by itself.
+#[derive(Debug)]
+pub(crate) struct ForeignWait {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl ForeignWait {
+    #[track_caller]
+    pub(crate) const fn new() -> Self {
+        Self {
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+
+    pub(crate) fn poll(&mut self, cx: &Context<'_>, kind: WaitKind) -> Poll<Interrupt> {
+        match self
+            .wait
+            .poll(cx, |state| state.open_wait(kind, 0, self.at))
+        {
+            Poll::Ready(Err(interrupt)) => Poll::Ready(interrupt),
+            Poll::Ready(Ok(_)) => unreachable!("nothing fires a foreign wait"),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Trap `read_wait`: waits until `fd` is readable, at its end, or broken. For descriptors that this crate has no type for: it asks the poller anew for every
+/// wait, since it does not see what you read.
+///
+/// Cancellation point: yes. If dropped, the descriptor is unregistered.
+///
+/// # Errors
+/// An [`Interrupt`]; [`ResourceBusy`] if another task waits for the same; the poller's error, such as `EPERM` for a plain file.
+#[track_caller]
+pub fn read_wait(fd: &impl AsFd) -> IoWait {
+    IoWait::new(fd.as_fd().as_raw_fd(), Direction::Read)
+}
+
+/// Trap `write_wait`: waits until `fd` takes data, or is broken. As [`read_wait`] otherwise.
+///
+/// # Errors
+/// As [`read_wait`].
+#[track_caller]
+pub fn write_wait(fd: &impl AsFd) -> IoWait {
+    IoWait::new(fd.as_fd().as_raw_fd(), Direction::Write)
+}
+
+/// Waits for a bare descriptor; made by [`read_wait`] and [`write_wait`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct IoWait {
+    fd: RawFd,
+    direction: Direction,
+    source: Option<(u16, SourceId)>,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl IoWait {
+    #[track_caller]
+    fn new(fd: RawFd, direction: Direction) -> Self {
+        Self {
+            fd,
+            direction,
+            source: None,
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+}
+
+impl Future for IoWait {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if this.source.is_none() {
+            let (kernel, source) = running(|core| {
+                core.with(|state| {
+                    assert!(state.current != NIL, "a trap was polled outside of a task");
+                    if let Some(interrupt) = state.pending_interrupt() {
+                        return Err(io::Error::from(interrupt));
+                    }
+                    Ok((core.id(), state.reactor.watch(this.fd, this.direction)?))
+                })
+            })?;
+            this.source = Some((kernel, source));
+        }
+        let (_, source) = this.source.expect("set above");
+        let fired = ready!(this.wait.poll(cx, |state| state.open_io_wait(
+            source,
+            this.direction,
+            this.at
+        )));
+        if fired? {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Ready(Err(closed()))
+        }
+    }
+}
+
+impl Drop for IoWait {
+    fn drop(&mut self) {
+        let Some((kernel, source)) = self.source else {
+            return;
+        };
+        self.wait = Wait::IDLE;
+        runtime::with_kernel(kernel, |core| core.with(|state| state.unwatch(source)));
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the source was closed while a task waited for it",
+    )
+}
+
+/// Trap `io_release`: forgets `fd`, which must happen before it is closed. Whoever waits for it gets an error.
+/// The types of this crate do it when they are dropped.
+pub fn io_release(fd: &impl AsFd) {
+    let fd = fd.as_fd().as_raw_fd();
+    running(|core| {
+        core.with(|state| {
+            if let Some(source) = state.reactor.find(fd) {
+                state.release_source(source);
+            }
+        });
+    });
+}
+
+/// Trap `io_waiting`: which tasks wait to read from `fd` and to write to it.
+#[must_use]
+pub fn io_waiting(fd: &impl AsFd) -> (Option<TaskId>, Option<TaskId>) {
+    let fd = fd.as_fd().as_raw_fd();
+    running(|core| {
+        core.with(|state| {
+            let Some(source) = state.reactor.find(fd) else {
+                return (None, None);
+            };
+            let [reader, writer] = state.reactor.waiters(source);
+            (state.waiting_task(reader), state.waiting_task(writer))
+        })
+    })
+}
+
+/// A descriptor whose readiness the kernel remembers: what sockets are built on.
+///
+/// [`Source::ready_op`] runs a non-blocking system call whenever it may succeed and waits otherwise. All reading and writing of the
+/// descriptor must go through it (or tell [`Source::clear_ready`]), or the memory is wrong.
+///
+/// Drop it before the descriptor is closed: put it first in your struct.
+#[derive(Debug)]
+pub struct Source {
+    fd: RawFd,
+    /// Where it is registered; not before a task had to wait.
+    at: Cell<Option<(u16, SourceId)>>,
+    _local: PhantomData<*const ()>,
+}
+
+impl Source {
+    /// For a descriptor in non-blocking mode.
+    #[must_use]
+    pub fn new(fd: &impl AsFd) -> Self {
+        Self {
+            fd: fd.as_fd().as_raw_fd(),
+            at: Cell::new(None),
+            _local: PhantomData,
+        }
+    }
+
+    /// Calls `op`, which makes a system call, until that does not answer `WouldBlock`, and waits in between.
+    ///
+    /// Cancellation point: only if it has to wait. If dropped, nothing is lost: `op` either ran to its end or did nothing.
+    ///
+    /// # Errors
+    /// Those of `op`; an [`Interrupt`]; [`ResourceBusy`] if another task waits for the same direction; `NotConnected` if the source is released meanwhile.
+    #[track_caller]
+    pub fn ready_op<R, F: FnMut() -> io::Result<R>>(
+        &self,
+        direction: Direction,
+        op: F,
+    ) -> ReadyOp<'_, F> {
+        ReadyOp {
+            source: self,
+            direction,
+            op,
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+
+    /// Notes that the last call moved less than it could have: the next one would block, so wait before it.
+    pub fn clear_ready(&self, direction: Direction) {
+        if let Some((kernel, source)) = self.at.get() {
+            runtime::with_kernel(kernel, |core| {
+                core.with(|state| state.reactor.clear_ready(source, direction))
+            });
+        }
+    }
+
+    /// Forgets the descriptor, so that it can be used elsewhere or closed. Whoever waits for it gets an error.
+    pub fn release(&self) {
+        if let Some((kernel, source)) = self.at.take() {
+            runtime::with_kernel(kernel, |core| {
+                core.with(|state| state.release_source(source))
+            });
+        }
+    }
+
+    /// Whether a call may succeed as far as is known: yes, before the first one failed to.
+    fn may_be_ready(&self, core: &Core, direction: Direction) -> bool {
+        match self.at.get() {
+            Some((kernel, source)) if kernel == core.id() => {
+                core.with(|state| state.reactor.is_ready(source, direction))
+            }
+            _ => true,
+        }
+    }
+
+    /// After a `WouldBlock`: registered, and known not to be ready.
+    fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<SourceId> {
+        match self.at.get() {
+            Some((kernel, source)) if kernel == core.id() => {
+                core.with(|state| state.reactor.clear_ready(source, direction));
+                Ok(source)
+            }
+            Some(_) => Err(io::Error::other(
+                "this source is registered in another kernel; release it there first",
+            )),
+            None => {
+                let source = core.with(|state| state.reactor.register(self.fd))?;
+                self.at.set(Some((core.id(), source)));
+                Ok(source)
+            }
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// A system call that waits until it can be made; made by [`Source::ready_op`].
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct ReadyOp<'a, F> {
+    source: &'a Source,
+    direction: Direction,
+    op: F,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl<F> Unpin for ReadyOp<'_, F> {}
+
+impl<F> std::fmt::Debug for ReadyOp<'_, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadyOp")
+            .field("source", self.source)
+            .field("direction", &self.direction)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R, F: FnMut() -> io::Result<R>> Future for ReadyOp<'_, F> {
+    type Output = io::Result<R>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let Self {
+            source,
+            direction,
+            op,
+            wait,
+            at,
+        } = this;
+        if !wait.is_armed() {
+            ready!(poll_proceed(cx));
+        }
+        loop {
+            if wait.is_armed() || running(|core| !source.may_be_ready(core, *direction)) {
+                let Some((_, id)) = source.at.get() else {
+                    return Poll::Ready(Err(closed()));
+                };
+                if !wait.is_armed() {
+                    running(|core| core.with(|state| state.check_free(id, *direction)))?;
+                }
+                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, *direction, at)))? {
+                    return Poll::Ready(Err(closed()));
+                }
+            }
+            match op() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    running(|core| source.exhausted(core, *direction))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+    }
+}
+
+/// Counts one operation that completes without blocking; when the task has made 128 of them in one poll, lets the others run first.
+/// Not a cancellation point.
+pub fn poll_proceed(cx: &Context<'_>) -> Poll<()> {
+    if running(Core::spend) {
+        return Poll::Ready(());
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Trap `set_timeout`: opens a timeout block in the running task, inside the blocks that are open now. The earliest deadline of
+/// all of them is the one that fires.
+///
+/// A block covers what is polled through [`Timeout::poll`], not what runs beside it.
+#[must_use]
+pub fn set_timeout(deadline: Option<Instant>) -> Timeout {
+    Timeout::open(deadline, false)
+}
+
+/// A timeout block, or a shield; closed when it is dropped.
+#[derive(Debug)]
+pub struct Timeout {
+    scope: u32,
+    kernel: u16,
+    _local: PhantomData<*const ()>,
+}
+
+/// What became of a timeout block; the answer of [`Timeout::unset`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Expiry {
+    /// The result of the body stands.
+    Not,
+    /// The deadline of this block interrupted the body: report [`Interrupt::TaskTimeout`].
+    Own,
+    /// The deadline of an enclosing block did: report [`Interrupt::TimeoutCancellation`]. It will fire again at the next blocking trap.
+    Enclosing,
+    /// The body reports a timeout that belongs to none of the open blocks: report [`Interrupt::UncaughtTimeout`].
+    Uncaught,
+}
+
+impl Timeout {
+    pub(crate) fn open(deadline: Option<Instant>, is_shield: bool) -> Self {
+        let (scope, kernel) = running(|core| {
+            core.with(|state| {
+                let deadline = deadline.map(|at| state.ticks(at));
+                (state.open_scope(deadline, is_shield), core.id())
+            })
+        });
+        Self {
+            scope,
+            kernel,
+            _local: PhantomData,
+        }
+    }
+
+    /// Polls `future` inside the block.
+    pub fn poll<F: Future + ?Sized>(
+        &mut self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let outer = running(|core| {
+            assert!(
+                self.kernel == core.id(),
+                "a timeout block of one kernel was polled in another"
+            );
+            core.with(|state| state.enter_scope(self.scope))
+        });
+        let _restore = Restore(outer);
+        future.poll(cx)
+    }
+
+    /// Trap `unset_timeout`: closes the block. `timed_out` says that the body ended with a timeout's interrupt.
+    #[must_use]
+    pub fn unset(self, timed_out: bool) -> Expiry {
+        let verdict = runtime::with_kernel(self.kernel, |core| {
+            core.with(|state| state.exit_timeout(self.scope, timed_out))
+        });
+        std::mem::forget(self);
+        match verdict {
+            None | Some(Verdict::Keep) => Expiry::Not,
+            Some(Verdict::Expired) => Expiry::Own,
+            Some(Verdict::Enclosing) => Expiry::Enclosing,
+            Some(Verdict::Uncaught) => Expiry::Uncaught,
+        }
+    }
+}
+
+impl Drop for Timeout {
+    fn drop(&mut self) {
+        runtime::with_kernel(self.kernel, |core| {
+            core.with(|state| state.close_scope(self.scope))
+        });
+    }
+}
+
+/// Makes the scope around a block current again, also when the body's poll panics.
+struct Restore(u32);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        running(|core| core.with(|state| state.leave_scope(self.0)));
+    }
+}
