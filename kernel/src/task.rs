@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::error::{Interrupt, JoinError, Reason};
 use crate::runtime::{BodyRef, Handle, WaitKind};
-use crate::traps::{self, JoinWait, Yield, call};
+use crate::traps::{self, JoinPlace, JoinWait, Yield, call};
 
 /// Starts a task. It runs when its turn in the ready queue comes; the caller goes on.
 ///
@@ -76,15 +76,11 @@ impl fmt::Display for TaskId {
 /// A started task. Dropping it detaches the task, which goes on; [`TaskRef::abort`] ends it.
 pub struct Task<T> {
     handle: Handle<T>,
-    task: TaskRef,
 }
 
 impl<T> Task<T> {
-    pub(crate) fn from_handle(handle: Handle<T>) -> Self {
-        let task = TaskRef {
-            body: handle.body.clone(),
-        };
-        Self { handle, task }
+    pub(crate) const fn from_handle(handle: Handle<T>) -> Self {
+        Self { handle }
     }
 
     /// Waits for the task's end and takes its value. The first join to see the end gets the value.
@@ -98,7 +94,7 @@ impl<T> Task<T> {
     pub fn join(&self) -> Join<'_, T> {
         Join {
             handle: &self.handle,
-            wait: JoinWait::new(self.handle.body.clone(), Location::caller()),
+            wait: JoinPlace::new(Location::caller()),
         }
     }
 
@@ -111,8 +107,8 @@ impl<T> Task<T> {
     /// The caller's [`Interrupt`].
     #[track_caller]
     pub fn cancel(&self) -> JoinWait {
-        self.task.request_cancel(Reason::default());
-        traps::join_wait(&self.task)
+        self.request_cancel(Reason::default());
+        traps::join_wait(self)
     }
 
     /// The value, if the task has ended and nobody has taken it: join without waiting.
@@ -126,20 +122,20 @@ impl<T> Task<T> {
     /// The task without its value: dropping the rest detaches it.
     #[must_use]
     pub fn to_ref(&self) -> TaskRef {
-        self.task.clone()
+        self.handle.task.clone()
     }
 }
 
 impl<T> std::ops::Deref for Task<T> {
     type Target = TaskRef;
     fn deref(&self) -> &TaskRef {
-        &self.task
+        &self.handle.task
     }
 }
 
 impl<T> fmt::Debug for Task<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.task.fmt(f)
+        self.handle.task.fmt(f)
     }
 }
 
@@ -147,21 +143,22 @@ impl<T> fmt::Debug for Task<T> {
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Join<'a, T> {
     handle: &'a Handle<T>,
-    wait: JoinWait,
+    wait: JoinPlace,
 }
 
 impl<T> Future for Join<'_, T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(Pin::new(&mut self.wait).poll(cx))?;
-        Poll::Ready(self.handle.take().expect("the task has ended"))
+        let handle = self.handle;
+        ready!(self.wait.poll(handle.body(), cx))?;
+        Poll::Ready(handle.take().expect("the task has ended"))
     }
 }
 
 impl<T> fmt::Debug for Join<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.wait.fmt(f)
+        f.debug_tuple("Join").field(&self.handle.task).finish()
     }
 }
 
@@ -238,7 +235,7 @@ impl TaskRef {
     /// Whether a cancellation was asked for while it lived. What the task made of it is in its value.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.body.cancelled.get()
+        self.body.is_cancelled()
     }
 
     /// Asks for it to be interrupted: at the trap it waits in, or at its next blocking one. True if it was alive and not
@@ -251,7 +248,7 @@ impl TaskRef {
     }
 
     /// Drops its future: destructors run, nothing is awaited any more. A task that aborts itself ends when its poll
-    /// returns. False if it had ended.
+    /// returns; one that is aborted while its kernel does not run, at the kernel's next turn. False if it had ended.
     pub fn abort(&self) -> bool {
         call::abort(&self.body)
     }
@@ -270,7 +267,7 @@ impl TaskRef {
 
 impl PartialEq for TaskRef {
     fn eq(&self, other: &Self) -> bool {
-        (self.body.kernel, self.body.id) == (other.body.kernel, other.body.id)
+        self.body.is_same(&other.body)
     }
 }
 

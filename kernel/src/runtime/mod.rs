@@ -30,9 +30,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{Location, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -46,11 +47,11 @@ pub(crate) use scopes::Verdict;
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
-use crate::error::{Interrupt, RunError};
+use crate::error::{Interrupt, RunError, panic_text};
 use crate::task::{TaskId, TaskInfo, TaskState};
 use inbox::{InboxOwner, Note};
 use lots::Lots;
-use nodes::Nodes;
+use nodes::{Node, Nodes};
 use reactor::Reactor;
 use ready::Ready;
 use scopes::Scopes;
@@ -96,6 +97,10 @@ pub(crate) struct State {
 enum Aftermath {
     Wake(Waker),
     Drop(Waker),
+    /// Its reason is a user's value.
+    Forget(Interrupt),
+    /// Loggers are user code too: one that shows the current task asks the kernel for it.
+    Log(log::Level, String),
 }
 
 /// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
@@ -220,6 +225,7 @@ impl State {
             WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
             WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
             WaitKind::Remote => self.remote_waits -= 1,
+            WaitKind::Join => self.disarm_join(node),
             WaitKind::Foreign => {}
             kind => {
                 debug_assert!(kind.is_parked());
@@ -296,13 +302,10 @@ impl State {
             self.nodes.unlink_from_task(node, waits);
         }
         self.orphan_scopes(task);
-        let joiners = self.tasks[task].joiners;
-        if joiners != NIL {
-            self.unpark(joiners, usize::MAX);
-            self.lots.close(joiners);
-        }
+        self.fire_joiners(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
-            self.reasons.remove(&task);
+            let reason = self.reasons.remove(&task);
+            self.forget(reason);
         }
         let body = self.tasks.retire(task);
         if !self.names.is_empty() {
@@ -311,12 +314,45 @@ impl State {
         body
     }
 
-    /// The lot of those who wait for a task's end.
-    pub(crate) fn joiners(&mut self, task: u32) -> u32 {
-        if self.tasks[task].joiners == NIL {
-            self.tasks[task].joiners = self.lots.open();
+    /// Drops an interrupt once no table is borrowed.
+    fn forget(&mut self, interrupt: Option<Interrupt>) {
+        self.aftermath.extend(interrupt.map(Aftermath::Forget));
+    }
+
+    /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
+    pub(crate) fn arm_join(&mut self, node: u32, task: u32) {
+        let first = self.tasks[task].joiners;
+        if first == NIL {
+            self.nodes[node].prev = node;
+            self.nodes[node].next = node;
+            self.tasks[task].joiners = node;
+            return;
         }
-        self.tasks[task].joiners
+        let last = self.nodes[first].prev;
+        self.nodes[node].prev = last;
+        self.nodes[node].next = first;
+        self.nodes[last].next = node;
+        self.nodes[first].prev = node;
+    }
+
+    fn disarm_join(&mut self, node: u32) {
+        let Node {
+            prev, next, key, ..
+        } = self.nodes[node];
+        self.nodes[prev].next = next;
+        self.nodes[next].prev = prev;
+        let first = &mut self.tasks[key as u32].joiners;
+        if *first == node {
+            *first = if next == node { NIL } else { next };
+        }
+    }
+
+    fn fire_joiners(&mut self, task: u32) {
+        while self.tasks[task].joiners != NIL {
+            let node = self.tasks[task].joiners;
+            self.disarm_join(node);
+            self.fire(node);
+        }
     }
 
     pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
@@ -348,7 +384,7 @@ impl State {
             state,
             waits,
             cycles: body.cycles.get(),
-            cancelled: body.cancelled.get(),
+            cancelled: body.is_cancelled(),
             spawned_at: body.spawned_at,
         }
     }
@@ -378,6 +414,8 @@ pub(crate) struct Core {
     state: RefCell<State>,
     pub(crate) pool: Pool,
     inbox: InboxOwner,
+    /// No other kernel of this process has it, ever.
+    pub(crate) serial: u32,
     /// For `as_fd`, which must not borrow the tables.
     registry: mio::Registry,
     budget: Cell<u32>,
@@ -385,6 +423,8 @@ pub(crate) struct Core {
     word: Cell<Word>,
     /// Whether it is running, further up this thread's stack.
     entered: Cell<bool>,
+    /// It was left since the last look: somebody may have rung.
+    away: Cell<bool>,
     /// Clones are held by every `Remote`.
     remotes: Arc<()>,
     /// Polls since the last look outside.
@@ -394,39 +434,81 @@ pub(crate) struct Core {
     mail: RefCell<Vec<Note>>,
 }
 
+struct Known {
+    id: u16,
+    serial: u32,
+    core: Weak<Core>,
+}
+
 thread_local! {
     /// The kernels of this thread, for what touches one between its turns.
-    static KERNELS: RefCell<Vec<(u16, Weak<Core>)>> = const { RefCell::new(Vec::new()) };
+    static KERNELS: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
 }
+
+/// The last serial number given to a kernel.
+static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Calls `f` with the running kernel.
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
     waker::with_current(f)
 }
 
-/// Calls `f` with kernel `id`, running or not, if it still exists on this thread.
-pub(crate) fn with_kernel<R>(id: u16, f: impl FnOnce(&Core) -> R) -> Option<R> {
+/// Calls `f` with the kernel of this serial number, running or not, if it still exists on this thread. What outlives its
+/// kernel must ask by this number: ids are given out again, and would lead it to the tables of a stranger.
+pub(crate) fn with_kernel<R>(serial: u32, f: impl FnOnce(&Core) -> R) -> Option<R> {
+    with_core(
+        |core| core.serial == serial,
+        |known| known.serial == serial,
+        f,
+    )
+}
+
+/// Calls `f` with the kernel of a task that has not ended: then the kernel has not either, and its id is its own.
+pub(crate) fn with_kernel_of<R>(body: &BodyRef, f: impl FnOnce(&Core) -> R) -> Option<R> {
+    if !body.is_live() {
+        return None;
+    }
+    with_core(
+        |core| core.id() == body.kernel,
+        |known| known.id == body.kernel,
+        f,
+    )
+}
+
+/// Whether kernel `serial` still exists on this thread.
+pub(crate) fn exists(serial: u32) -> bool {
+    let find = |kernels: &RefCell<Vec<Known>>| {
+        kernels
+            .borrow()
+            .iter()
+            .any(|known| known.serial == serial && known.core.strong_count() > 0)
+    };
+    KERNELS.try_with(find).unwrap_or(false)
+}
+
+fn with_core<R>(
+    is_it: impl FnOnce(&Core) -> bool,
+    is_known: impl Fn(&Known) -> bool,
+    f: impl FnOnce(&Core) -> R,
+) -> Option<R> {
     let mut f = Some(f);
     let done = waker::with_current(|core| {
-        let core = core.filter(|core| core.id() == id)?;
+        let core = core.filter(|core| is_it(core))?;
         Some(f.take()?(core))
     });
     if done.is_some() {
         return done;
     }
-    let find = |kernels: &RefCell<Vec<(u16, Weak<Core>)>>| {
+    let find = |kernels: &RefCell<Vec<Known>>| {
         kernels
             .borrow()
             .iter()
-            .find(|(known, _)| *known == id)
-            .and_then(|(_, core)| core.upgrade())
+            .find(|known| is_known(known))
+            .and_then(|known| known.core.upgrade())
     };
     let core = KERNELS.try_with(find).ok().flatten()?;
     let result = f.take()?(&core);
-    if !core.entered.get() && !core.state.borrow().ready.is_empty() {
-        // The host sleeps on our descriptor and does not know that there is work now.
-        core.inbox.sender().push(Note::Call(Box::new(|| {})));
-    }
+    core.nudge();
     Some(result)
 }
 
@@ -462,17 +544,25 @@ impl Core {
             }),
             pool: Pool::new(),
             inbox,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed) + 1,
             registry,
             budget: Cell::new(BUDGET),
             word: Cell::new(Word::new(0, 0, 0)),
             entered: Cell::new(false),
+            away: Cell::new(true),
             remotes: Arc::new(()),
             polls: Cell::new(0),
             last_look: Cell::new(0),
             io_interval: builder.io_interval,
             mail: RefCell::default(),
         });
-        KERNELS.with_borrow_mut(|kernels| kernels.push((core.id(), Rc::downgrade(&core))));
+        let known = Known {
+            id: core.id(),
+            serial: core.serial,
+            core: Rc::downgrade(&core),
+        };
+        KERNELS.with_borrow_mut(|kernels| kernels.push(known));
+        core.inbox.prepare_to_sleep();
         Ok(core)
     }
 
@@ -502,6 +592,8 @@ impl Core {
                 match deed {
                     Aftermath::Wake(waker) => waker.wake(),
                     Aftermath::Drop(waker) => drop(waker),
+                    Aftermath::Forget(interrupt) => drop(interrupt),
+                    Aftermath::Log(level, text) => log::log!(level, "{text}"),
                 }
             }
         }
@@ -511,6 +603,24 @@ impl Core {
     /// A clone of `waker`, if it is not the running task's own. User code: no table may be borrowed.
     pub(crate) fn foreign(&self, waker: &Waker) -> Option<Waker> {
         (!self.word.get().is(waker)).then(|| waker.clone())
+    }
+
+    /// Queues the running task again behind all that are ready, unless an interrupt is pending.
+    #[inline]
+    pub(crate) fn yield_task(&self, waker: &Waker) -> Result<(), Interrupt> {
+        let mut state = self.state.borrow_mut();
+        let task = state.current;
+        assert!(task != NIL, "a trap was polled outside of a task");
+        if let Some(interrupt) = state.pending_interrupt() {
+            return Err(interrupt);
+        }
+        if self.word.get().is(waker) {
+            state.make_ready(task);
+        } else {
+            drop(state);
+            waker.wake_by_ref();
+        }
+        Ok(())
     }
 
     /// Whether the task may go on without letting others run; each true counts against its budget.
@@ -539,6 +649,14 @@ impl Core {
         }
     }
 
+    /// If the host sleeps on our descriptor and does not know that there is work now, tells it.
+    fn nudge(&self) {
+        let asleep = !self.entered.get() && !self.inbox.has_mail();
+        if asleep && !self.state.borrow().ready.is_empty() {
+            self.inbox.sender().push(Note::Call(Box::new(|| {})));
+        }
+    }
+
     /// Starts a task at the end of the ready queue.
     pub(crate) fn spawn<F: Future>(
         &self,
@@ -551,26 +669,34 @@ impl Core {
             task => state.tasks[task].body.as_ref().map_or(0, |body| body.id),
         };
         let id = state.tasks.next_id();
-        let handle = BodyRef::new(future, id, parent, self.id(), at);
+        let handle = BodyRef::with_future(future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
-            handle.body.abort();
+            handle.body().abort();
             return handle;
         }
-        let slot = state.tasks.insert(handle.body.clone());
-        let slots = state.tasks.capacity();
-        state.ready.reserve(slots);
+        let slot = state.tasks.insert(handle.body().clone());
+        if slot as usize >= state.ready.capacity() {
+            let slots = state.tasks.capacity();
+            state.ready.reserve(slots);
+        }
         state.make_ready(slot);
         handle
     }
 
-    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns.
+    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns; if the kernel does not run, at its next turn.
     pub(crate) fn abort(&self, body: &BodyRef) -> bool {
         if !body.is_live() {
             return false;
         }
         let slot = body.slot.get();
-        if body.abort() {
+        if !self.entered.get() {
+            // Between turns nobody can tell whether what the future borrows is still there: the `Kernel` may have been leaked.
+            self.with(|state| {
+                state.tasks[slot].flags.set(Flags::ABORT);
+                state.make_ready(slot);
+            });
+        } else if body.abort() {
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
@@ -592,6 +718,7 @@ impl Core {
             return true;
         };
         let word = Word::new(self.id(), slot.generation, task);
+        let doomed = slot.flags.has(Flags::ABORT);
         state.current = task;
         state.scope = ROOT;
         self.word.set(word);
@@ -599,21 +726,28 @@ impl Core {
 
         self.budget.set(BUDGET);
         let waker = ManuallyDrop::new(word.waker());
-        let mut ended = body.poll(&mut Context::from_waker(&waker));
+        let ended = !doomed && body.poll(&mut Context::from_waker(&waker));
+        self.after_poll(task, &body, ended);
+        true
+    }
 
+    fn after_poll(&self, task: u32, body: &BodyRef, mut ended: bool) {
         let mut state = self.state.borrow_mut();
         state.current = NIL;
-        if !ended && state.tasks[task].flags.has(Flags::ABORT) {
+        if !ended {
+            if !state.tasks[task].flags.has(Flags::ABORT) {
+                return;
+            }
             drop(state);
             ended = body.abort();
             state = self.state.borrow_mut();
         }
         if ended {
-            // `body` is still referred to here, so dropping the slot's reference runs no user code.
+            // `body` is still referred to by the caller, so dropping the slot's reference runs no user code.
             drop(state.finish(task));
             self.flush(state);
+            body.drop_unwanted_output();
         }
-        true
     }
 
     fn flush(&self, state: std::cell::RefMut<'_, State>) {
@@ -652,7 +786,8 @@ impl Core {
             } else {
                 wait
             };
-            if slept || !state.reactor.is_empty() {
+            // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
+            if slept || !state.reactor.is_empty() || self.away.replace(false) {
                 let polled = state.poll_io(wait);
                 if slept {
                     self.inbox.awake();
@@ -684,16 +819,17 @@ impl Core {
             return Some(Duration::ZERO);
         }
         let until = Duration::from_nanos(deadline - now);
-        if state.remote_waits == 0 && max_wait.is_none_or(|max| until <= max) {
+        let until = max_wait.map_or(until, |max| max.min(until));
+        if state.remote_waits == 0 {
             let io_first = !state.reactor.is_empty()
                 && state
                     .poll_io(Some(Duration::ZERO))
-                    .is_ok_and(|_| !state.ready.is_empty());
-            if io_first || state.clock.advance_to(state.instant(deadline)) {
+                    .is_ok_and(|_| !state.ready.is_empty() || !state.aftermath.is_empty());
+            if io_first || state.clock.advance_to(state.clock.now() + until) {
                 return Some(Duration::ZERO);
             }
         }
-        Some(max_wait.map_or(until, |max| max.min(until)))
+        Some(until)
     }
 
     fn read_mail(&self) {
@@ -705,7 +841,13 @@ impl Core {
                     self.wake_local(Word::from_bits(bits));
                 }
                 Note::Complete(ticket) => self.with(|state| state.complete(ticket)),
-                Note::Call(call) => call(),
+                Note::Call(call) => {
+                    // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+                        log::error!("panic in a remote call: {}", panic_text(&*panic));
+                        std::mem::forget(panic);
+                    }
+                }
             }
         }
         *self.mail.borrow_mut() = mail;
@@ -722,14 +864,21 @@ impl Core {
             if !main.is_live() {
                 return Ok(());
             }
-            if self.state.borrow().is_stuck()
-                && Arc::strong_count(&self.remotes) == 1
-                && !self.inbox.has_mail()
-            {
+            if self.is_stuck() {
                 return Err(RunError::Deadlock(self.state.borrow().dump()));
             }
             self.look(None)?;
         }
+    }
+
+    /// Whether nothing inside or outside can ever make a task ready.
+    fn is_stuck(&self) -> bool {
+        if !self.state.borrow().is_stuck() || Arc::strong_count(&self.remotes) > 1 {
+            return false;
+        }
+        // Pairs with the drop of the last `Remote`: what it sent before is seen below.
+        fence(Ordering::Acquire);
+        !self.inbox.has_mail()
     }
 
     fn turn(&self, max_wait: Option<Duration>) -> io::Result<Turn> {
@@ -768,16 +917,18 @@ impl Core {
         })
     }
 
-    /// Drops every task, newest first, and the tasks that this starts.
+    /// Drops every task, newest first. What their destructors spawn is dropped at once.
     fn close(&self) -> usize {
         let mut aborted = 0;
         self.state.borrow_mut().closed = true;
-        loop {
-            let newest = self.state.borrow().newest();
-            let Some(body) = newest else { return aborted };
-            self.abort(&body);
-            aborted += 1;
+        let bodies = self.state.borrow().bodies();
+        for body in bodies {
+            // The destructors of an earlier one may have aborted it.
+            if self.abort(&body) {
+                aborted += 1;
+            }
         }
+        aborted
     }
 }
 
@@ -789,14 +940,7 @@ impl State {
             .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
     }
 
-    fn newest(&self) -> Option<BodyRef> {
-        self.tasks
-            .iter()
-            .filter_map(|(_, slot)| slot.body.as_ref())
-            .max_by_key(|body| body.id)
-            .cloned()
-    }
-
+    /// Every live task, the newest first.
     fn bodies(&self) -> Vec<BodyRef> {
         let mut bodies: Vec<_> = self
             .tasks
@@ -816,6 +960,9 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        // Whoever has something for us from now on rings, so that the host of our descriptor wakes.
+        self.core.inbox.prepare_to_sleep();
+        self.core.away.set(true);
         self.core.entered.set(false);
     }
 }
@@ -950,7 +1097,7 @@ impl<'env> Kernel<'env> {
             handle: self.core.spawn(main, Location::caller()),
             core: &self.core,
         };
-        self.core.run(&main.handle.body)?;
+        self.core.run(main.handle.body())?;
         let output = main.handle.take();
         drop(main);
         drop(running);
@@ -977,7 +1124,9 @@ impl<'env> Kernel<'env> {
     /// Starts a task, to be run by the next `run` or `turn`.
     #[track_caller]
     pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
-        crate::Task::from_handle(self.core.spawn(future, Location::caller()))
+        let handle = self.core.spawn(future, Location::caller());
+        self.core.nudge();
+        crate::Task::from_handle(handle)
     }
 
     /// A handle for other threads.
@@ -1000,7 +1149,7 @@ impl<'env> Kernel<'env> {
     pub fn shutdown(self, grace: Option<Duration>) -> Result<ShutdownReport, RunError> {
         let _running = self.core.enter()?;
         let core = &self.core;
-        let deadline = grace.map(|grace| core.state.borrow().now() + grace);
+        let deadline = grace.and_then(|grace| core.state.borrow().now().checked_add(grace));
         let mut cancelled = 0;
         'tasks: loop {
             let bodies = core.state.borrow().bodies();
@@ -1008,17 +1157,23 @@ impl<'env> Kernel<'env> {
                 break;
             }
             for body in bodies {
-                if body.is_live() {
-                    core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
+                if !body.is_live() {
+                    continue; // it ended while another was waited for
                 }
+                core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
                 while body.is_live() {
                     let left = deadline.map(|deadline| {
                         deadline.saturating_duration_since(core.state.borrow().now())
                     });
-                    if left == Some(Duration::ZERO) || core.state.borrow().is_stuck() {
+                    if left == Some(Duration::ZERO) || core.is_stuck() {
                         break 'tasks;
                     }
-                    core.turn(left)?;
+                    if core.turn(left)?.polled == 0
+                        && let Some(deadline) = deadline
+                    {
+                        // A virtual clock does not move while only I/O or a thread is waited for; the grace must end all the same.
+                        core.state.borrow().clock.advance_to(deadline);
+                    }
                 }
                 cancelled += 1;
             }
@@ -1036,7 +1191,7 @@ struct DropMain<'a, T> {
 
 impl<T> Drop for DropMain<'_, T> {
     fn drop(&mut self) {
-        self.core.abort(&self.handle.body);
+        self.core.abort(self.handle.body());
         // The output, if there is one, must not outlive this call either.
         drop(self.handle.take());
     }
@@ -1048,9 +1203,11 @@ impl Drop for Kernel<'_> {
         if let Ok(_running) = self.core.enter() {
             self.core.close();
         }
-        let id = self.core.id();
+        let serial = self.core.serial;
         // During thread exit the list may be gone already.
-        let _ = KERNELS.try_with(|kernels| kernels.borrow_mut().retain(|(known, _)| *known != id));
+        let _ = KERNELS.try_with(|kernels| {
+            kernels.borrow_mut().retain(|known| known.serial != serial);
+        });
     }
 }
 

@@ -21,6 +21,10 @@ impl Ready {
         self.len
     }
 
+    pub(crate) const fn capacity(&self) -> usize {
+        self.ring.len()
+    }
+
     pub(crate) const fn is_empty(&self) -> bool {
         self.len == 0
     }
