@@ -260,6 +260,67 @@ fn one_sample(bench: &Bench, contestant: &str, broker: Option<&Broker>) -> Resul
     }
 }
 
+/// How many laps [`time`] shall do.
+const LAPS: &str = "BENCHES_LAPS";
+
+/// Instructions per operation, counted by valgrind: what a noisy machine cannot blur. The difference of two runs, so that what comes before
+/// the first lap does not count. Says nothing about waiting for memory or for atomics.
+pub(crate) fn count_instructions(bench: &Bench) -> BenchResult {
+    let one = |it: &Contestant| {
+        let few = instructions(bench, it, 2)?;
+        let more = instructions(bench, it, 6)?;
+        let per_operation = (more.0 - few.0) / (more.1 - few.1);
+        Ok(Sample::from([(INSTRUCTIONS.key.into(), per_operation)]))
+    };
+    let contestants = bench.contestants.iter().map(|it| {
+        let outcome: Result<Sample, Error> = one(it);
+        ContestantResult {
+            name: it.name,
+            side: it.side,
+            missing: outcome.as_ref().err().map(ToString::to_string),
+            samples: outcome.into_iter().collect(),
+        }
+    });
+    BenchResult {
+        bench: bench.name.clone(),
+        contestants: contestants.collect(),
+    }
+}
+
+pub(crate) const INSTRUCTIONS: Figure = Figure {
+    key: "instructions",
+    unit: "instructions",
+    better: Better::Less,
+};
+
+/// Instructions and operations of so many laps.
+fn instructions(bench: &Bench, contestant: &Contestant, laps: u64) -> Result<(f64, f64), Error> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args(["__one", &bench.name, contestant.name])
+        .env(LAPS, laps.to_string())
+        .output()
+        .map_err(|error| format!("cannot start valgrind: {error}"))?;
+    let line = match String::from_utf8_lossy(&output.stdout).lines().last() {
+        Some(line) => serde_json::from_str(line)?,
+        None => Line::Missing(format!("under valgrind it ended with {}", output.status)),
+    };
+    let operations = match line {
+        Line::Sample(sample) => sample.get("operations").copied(),
+        Line::Missing(why) => return Err(why.into()),
+    };
+    let log = String::from_utf8_lossy(&output.stderr);
+    let collected = log
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .and_then(|(_, count)| count.trim().parse().ok());
+    match (collected, operations) {
+        (Some(collected), Some(operations)) => Ok((collected, operations)),
+        _ => Err("this bench does not count its operations".into()),
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ one sample, in the child
 
 pub(crate) fn find<'a>(
@@ -340,7 +401,15 @@ const MEASURE: Duration = Duration::from_millis(500);
 const LEAST_LAPS: usize = 5;
 
 /// Repeats `lap`, which does `operations` operations, first to warm up and then for half a second; gives [`PER_OPERATION`].
+///
+/// Under [`count_instructions`], it does the laps it is told and gives how many operations that were.
 pub(crate) async fn time(operations: u64, mut lap: impl AsyncFnMut()) -> Sample {
+    if let Some(laps) = std::env::var(LAPS).ok().and_then(|laps| laps.parse().ok()) {
+        for _ in 0..laps {
+            lap().await;
+        }
+        return Sample::from([("operations".into(), (laps * operations) as f64)]);
+    }
     let begin = Instant::now();
     while begin.elapsed() < WARM_UP {
         lap().await;

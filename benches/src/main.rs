@@ -15,7 +15,7 @@ mod report;
 mod wire;
 
 use clap::{Parser, Subcommand};
-use harness::{Bench, Error};
+use harness::{Bench, Error, INSTRUCTIONS};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -36,6 +36,9 @@ struct Cli {
     /// Print the benches with their contestants and leave
     #[arg(long)]
     list: bool,
+    /// Count instructions per operation with valgrind instead of measuring time
+    #[arg(long)]
+    instructions: bool,
     /// Print all samples as one JSON document instead of tables
     #[arg(long)]
     json: bool,
@@ -73,12 +76,12 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli, benches: Vec<Bench>) -> Result<(), Error> {
-    match cli.child {
+    match &cli.child {
         Some(Child::One { bench, contestant }) => {
-            harness::measure(harness::find(&benches, &bench, &contestant)?)
+            harness::measure(harness::find(&benches, bench, contestant)?)
         }
         Some(Child::Serve { bench, contestant }) => {
-            harness::serve(harness::find(&benches, &bench, &contestant)?)
+            harness::serve(harness::find(&benches, bench, contestant)?)
         }
         None => {
             let benches = harness::select(benches, &cli.names, &cli.only)?;
@@ -86,31 +89,37 @@ fn start(cli: Cli, benches: Vec<Bench>) -> Result<(), Error> {
                 report::list(&benches);
                 return Ok(());
             }
-            run(&benches, cli.runs, cli.json, cli.amqp)
+            run(&benches, &cli)
         }
     }
 }
 
 /// Runs the chosen benches one after the other and prints each table as soon as it is complete.
-fn run(benches: &[Bench], rounds: u32, json: bool, amqp_url: Option<String>) -> Result<(), Error> {
+fn run(benches: &[Bench], cli: &Cli) -> Result<(), Error> {
     let machine = report::Machine::look();
-    if !json {
+    if !cli.json {
         println!("{machine}");
     }
     // Lives as long as the run: dropping it stops the node.
     let broker = match benches.iter().any(|bench| bench.needs_broker) {
-        true => Some(wire::Broker::at_or_private(amqp_url)?),
+        true => Some(wire::Broker::at_or_private(cli.amqp.clone())?),
         false => None,
     };
     let mut results = Vec::new();
     for bench in benches {
-        let result = harness::interleave(bench, rounds, broker.as_ref())?;
-        if !json {
-            report::print(bench, &result);
+        let (result, figures) = match cli.instructions {
+            true => (harness::count_instructions(bench), &[INSTRUCTIONS][..]),
+            false => {
+                let result = harness::interleave(bench, cli.runs, broker.as_ref())?;
+                (result, bench.figures)
+            }
+        };
+        if !cli.json {
+            report::print(bench, figures, &result);
         }
         results.push(result);
     }
-    if json {
+    if cli.json {
         println!("{}", report::json(&machine, &results)?);
     }
     Ok(())

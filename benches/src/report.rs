@@ -64,9 +64,9 @@ pub(crate) fn list(benches: &[Bench]) {
 }
 
 /// Prints the tables of one bench, the quickest contestant first.
-pub(crate) fn print(bench: &Bench, result: &BenchResult) {
+pub(crate) fn print(bench: &Bench, figures: &[Figure], result: &BenchResult) {
     println!("\n{}: {}", bench.name, bench.about);
-    for figure in bench.figures {
+    for figure in figures {
         print_figure(figure, &result.contestants);
     }
     for it in &result.contestants {

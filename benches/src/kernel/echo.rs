@@ -1,9 +1,8 @@
 //! A TCP server that sends back what it gets.
 
-#[cfg(feature = "peers")]
-#[cfg(feature = "peers")]
 use super::runtimes;
 use crate::harness::{Bench, Better, Error, Figure, Side};
+use kernel::traps::{Direction, Source};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -32,6 +31,7 @@ pub(super) fn over(connections: usize) -> Bench {
         "64-byte messages, one in flight a connection, server on core 0; per request",
         FIGURES,
     )
+    .server("sweepea", Side::Ours, connections, ours)
     .server("epoll by hand", Side::Floor, connections, epoll_by_hand);
     #[cfg(feature = "peers")]
     let bench = bench
@@ -74,6 +74,36 @@ fn epoll_by_hand(ready: fn(SocketAddr)) -> Result<(), Error> {
             }
         }
     }
+}
+
+fn ours(ready: fn(SocketAddr)) -> Result<(), Error> {
+    runtimes::ours(async move {
+        let listener = TcpListener::bind(ANY)?;
+        listener.set_nonblocking(true)?;
+        ready(listener.local_addr()?);
+        let incoming = Source::new(&listener);
+        loop {
+            let (stream, _) = incoming
+                .ready_op(Direction::Read, || listener.accept())
+                .await?;
+            stream.set_nonblocking(true)?;
+            kernel::spawn(async move {
+                let source = Source::new(&stream);
+                let mut buffer = [0; BUFFER];
+                while let Ok(n @ 1..) = source
+                    .ready_op(Direction::Read, || (&stream).read(&mut buffer))
+                    .await
+                {
+                    if n < BUFFER {
+                        source.clear_ready(Direction::Read);
+                    }
+                    if (&stream).write_all(&buffer[..n]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    })?
 }
 
 #[cfg(feature = "peers")]

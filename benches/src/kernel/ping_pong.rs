@@ -1,6 +1,5 @@
 //! Two tasks that wait for each other.
 
-#[cfg(feature = "peers")]
 use super::runtimes;
 use crate::harness::{Bench, PER_OPERATION};
 use crate::harness::{Sample, time};
@@ -12,7 +11,8 @@ pub(super) fn over_queues() -> Bench {
         "ping_pong",
         "two tasks over two queues of length 1, the runtime's own kind; per round trip",
         PER_OPERATION,
-    );
+    )
+    .ours(|| runtimes::ours(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio()))
@@ -24,6 +24,28 @@ pub(super) fn over_queues() -> Bench {
         .peer("monoio epoll", || runtimes::monoio_epoll(peers::monoio()))
         .peer("glommio", || runtimes::glommio(peers::glommio()));
     bench
+}
+
+async fn ours() -> Sample {
+    time(ROUNDS, async || {
+        let ping = Rc::new(Queue::new(Some(1)));
+        let pong = Rc::new(Queue::new(Some(1)));
+        let other = kernel::spawn({
+            let (ping, pong) = (ping.clone(), pong.clone());
+            async move {
+                while let Ok(n) = ping.get().await {
+                    pong.put(n).await.expect("the first task listens");
+                }
+            }
+        });
+        for n in 0..ROUNDS {
+            ping.put(n).await.expect("the other task listens");
+            assert_eq!(pong.get().await.expect("the other task answers"), n);
+        }
+        ping.close();
+        other.join().await.expect("the task does not panic");
+    })
+    .await
 }
 
 #[cfg(feature = "peers")]

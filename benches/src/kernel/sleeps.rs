@@ -1,6 +1,5 @@
 //! Many sleeping tasks: how late they wake, what that costs, and what room they take.
 
-#[cfg(feature = "peers")]
 use super::runtimes;
 use crate::harness::{Bench, Better, Figure};
 use crate::harness::{Error, Sample, cpu_time};
@@ -27,7 +26,8 @@ pub(super) fn many() -> Bench {
         "sleeps",
         "100,000 tasks spawned at once, each sleeps 1-100 ms; from the first spawn to the last end",
         FIGURES,
-    );
+    )
+    .ours(|| runtimes::ours(ours_sleeps()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio_sleeps()))
@@ -40,6 +40,17 @@ pub(super) fn many() -> Bench {
         })
         .peer("glommio", || runtimes::glommio(peers::glommio_sleeps()));
     bench
+}
+
+async fn ours_sleeps() -> Sample {
+    let (cpu, late) = (cpu_time(), Lateness::default());
+    let tasks: Vec<_> = durations()
+        .map(|d| kernel::spawn(late.clone().note(d, kernel::sleep)))
+        .collect();
+    for task in tasks {
+        task.join().await.expect("the task does not panic");
+    }
+    late.sample(cpu_time() - cpu)
 }
 
 /// What the sleepers of one run have in common.
@@ -92,7 +103,8 @@ pub(super) fn memory() -> Bench {
         "bytes_per_sleeping_task",
         "resident memory of 1,000,000 sleeping tasks whose handles are dropped; per task",
         FIGURES,
-    );
+    )
+    .ours(|| runtimes::ours(ours_memory())?);
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio_memory())?)
@@ -105,6 +117,16 @@ pub(super) fn memory() -> Bench {
         })
         .peer("glommio", || runtimes::glommio(peers::glommio_memory())?);
     bench
+}
+
+async fn ours_memory() -> Result<Sample, Error> {
+    let before = resident()?;
+    for _ in 0..SLEEPERS {
+        drop(kernel::spawn(kernel::sleep(LONG)));
+    }
+    // The sleepers are polled, and so asleep, when a shorter sleep is over.
+    kernel::sleep(Duration::from_millis(1)).await?;
+    per_sleeper(before)
 }
 
 fn per_sleeper(before: u64) -> Result<Sample, Error> {
@@ -176,7 +198,6 @@ mod peers {
         for _ in 0..SLEEPERS {
             tokio::task::spawn_local(tokio::time::sleep(LONG));
         }
-        // The sleepers are polled, and so asleep, when a shorter sleep is over.
         tokio::time::sleep(Duration::from_millis(1)).await;
         per_sleeper(before)
     }

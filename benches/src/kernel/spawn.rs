@@ -1,6 +1,5 @@
 //! Spawning tasks and joining them.
 
-#[cfg(feature = "peers")]
 use super::runtimes;
 use crate::harness::{Bench, PER_OPERATION};
 use crate::harness::{Sample, time};
@@ -13,7 +12,8 @@ pub(super) fn in_batches() -> Bench {
         "spawn_join",
         "1,000 tasks spawned, then all joined; per task",
         PER_OPERATION,
-    );
+    )
+    .ours(|| runtimes::ours(ours_in_batches()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio_batches()))
@@ -36,7 +36,8 @@ pub(super) fn one_by_one() -> Bench {
         "spawn_join_one",
         "a task spawned and joined, then the next; per task",
         PER_OPERATION,
-    );
+    )
+    .ours(|| runtimes::ours(ours_one_by_one()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio_one_by_one()))
@@ -52,6 +53,28 @@ pub(super) fn one_by_one() -> Bench {
         })
         .peer("glommio", || runtimes::glommio(peers::glommio_one_by_one()));
     bench
+}
+
+async fn ours_in_batches() -> Sample {
+    time(BATCH, async || {
+        let tasks: Vec<_> = (0..BATCH)
+            .map(|n| kernel::spawn(async move { n }))
+            .collect();
+        for task in tasks {
+            black_box(task.join().await.expect("the task does not panic"));
+        }
+    })
+    .await
+}
+
+async fn ours_one_by_one() -> Sample {
+    time(BATCH, async || {
+        for n in 0..BATCH {
+            let task = kernel::spawn(async move { n });
+            black_box(task.join().await.expect("the task does not panic"));
+        }
+    })
+    .await
 }
 
 #[cfg(feature = "peers")]

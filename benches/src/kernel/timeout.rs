@@ -1,7 +1,8 @@
 //! A timeout that is set and then not needed: what most timers of a server come to.
 
+use super::runtimes;
 #[cfg(feature = "peers")]
-use super::runtimes::{self, YieldOnce};
+use super::runtimes::YieldOnce;
 use crate::harness::{Bench, PER_OPERATION};
 use crate::harness::{Sample, time};
 use std::time::Duration;
@@ -14,7 +15,8 @@ pub(super) fn set_and_cancelled() -> Bench {
         "timeout",
         "a timeout of 10 s round a future that yields once; per timeout",
         PER_OPERATION,
-    );
+    )
+    .ours(|| runtimes::ours(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio()))
@@ -26,6 +28,17 @@ pub(super) fn set_and_cancelled() -> Bench {
         .peer("monoio epoll", || runtimes::monoio_epoll(peers::monoio()))
         .peer("glommio", || runtimes::glommio(peers::glommio()));
     bench
+}
+
+async fn ours() -> Sample {
+    time(TIMEOUTS, async || {
+        for _ in 0..TIMEOUTS {
+            kernel::timeout_after(LIMIT, kernel::yield_now())
+                .await
+                .expect("the future is ready long before");
+        }
+    })
+    .await
 }
 
 #[cfg(feature = "peers")]

@@ -1,7 +1,8 @@
 //! The cost of one turn through the ready queue.
 
+use super::runtimes;
 #[cfg(feature = "peers")]
-use super::runtimes::{self, YieldOnce};
+use super::runtimes::YieldOnce;
 use crate::harness::{Bench, PER_OPERATION};
 use crate::harness::{Sample, time};
 
@@ -13,7 +14,8 @@ pub(super) fn a_thousand_tasks() -> Bench {
         "yield",
         "1,000 tasks, each lets the others go first 100 times; per yield",
         PER_OPERATION,
-    );
+    )
+    .ours(|| runtimes::ours(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio()))
@@ -27,15 +29,30 @@ pub(super) fn a_thousand_tasks() -> Bench {
     bench
 }
 
-async fn yields() {
-    for _ in 0..YIELDS {
-        YieldOnce::default().await;
-    }
+async fn ours() -> Sample {
+    let yields = async || {
+        for _ in 0..YIELDS {
+            kernel::yield_now().await.expect("nobody cancels it");
+        }
+    };
+    time(TASKS * YIELDS, async || {
+        let tasks: Vec<_> = (0..TASKS).map(|_| kernel::spawn(yields())).collect();
+        for task in tasks {
+            task.join().await.expect("the task does not panic");
+        }
+    })
+    .await
 }
 
 #[cfg(feature = "peers")]
 mod peers {
     use super::*;
+
+    async fn yields() {
+        for _ in 0..YIELDS {
+            YieldOnce::default().await;
+        }
+    }
 
     pub(super) async fn tokio() -> Sample {
         time(TASKS * YIELDS, async || {

@@ -17,7 +17,8 @@ pub(crate) struct Broker {
     pub(crate) url: String,
     /// The broker's process, if it is on this machine and known: then its CPU is a figure too.
     pub(crate) pid: Option<u32>,
-    node: Option<Node>,
+    /// Kept for its `Drop`.
+    _node: Option<Node>,
 }
 
 impl Broker {
@@ -27,14 +28,14 @@ impl Broker {
             Some(url) => Ok(Self {
                 url,
                 pid: None,
-                node: None,
+                _node: None,
             }),
             None => {
                 let node = Node::start()?;
                 Ok(Self {
                     url: format!("amqp://guest:guest@127.0.0.1:{}/%2f", node.port),
                     pid: Some(node.server.id()),
-                    node: Some(node),
+                    _node: Some(node),
                 })
             }
         }
@@ -51,7 +52,7 @@ impl Broker {
         Ok(Self {
             url: env::var(URL)?,
             pid: env::var(PID).ok().and_then(|pid| pid.parse().ok()),
-            node: None,
+            _node: None,
         })
     }
 }
