@@ -1,8 +1,9 @@
 //! Two tasks that wait for each other.
 
 use super::runtimes;
-use crate::harness::{Bench, PER_OPERATION};
-use crate::harness::{Sample, time};
+use crate::harness::{Bench, PER_OPERATION, Sample, time};
+use kernel::sync::Queue;
+use std::rc::Rc;
 
 const ROUNDS: u64 = 10_000;
 

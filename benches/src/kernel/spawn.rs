@@ -1,8 +1,7 @@
 //! Spawning tasks and joining them.
 
 use super::runtimes;
-use crate::harness::{Bench, PER_OPERATION};
-use crate::harness::{Sample, time};
+use crate::harness::{Bench, PER_OPERATION, Sample, time};
 use std::hint::black_box;
 
 const BATCH: u64 = 1000;

@@ -1,9 +1,7 @@
 //! A function handed to the thread pool, until the caller goes on.
 
-#[cfg(feature = "peers")]
 use super::runtimes;
-use crate::harness::{Bench, PER_OPERATION};
-use crate::harness::{Sample, time};
+use crate::harness::{Bench, PER_OPERATION, Sample, time};
 
 const CALLS: u64 = 1000;
 const IN_FLIGHT: u64 = 64;
@@ -14,7 +12,8 @@ pub(super) fn one_at_a_time() -> Bench {
         "a no-op in the thread pool, one at a time; per call",
         PER_OPERATION,
     )
-    .on_all_cores();
+    .on_all_cores()
+    .ours(|| runtimes::ours(ours(1)));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio(1)))
@@ -31,7 +30,8 @@ pub(super) fn many_in_flight() -> Bench {
         "a no-op in the thread pool, 64 tasks each call one at a time; per call",
         PER_OPERATION,
     )
-    .on_all_cores();
+    .on_all_cores()
+    .ours(|| runtimes::ours(ours(IN_FLIGHT)));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("tokio", || runtimes::tokio(peers::tokio(IN_FLIGHT)))
@@ -46,6 +46,23 @@ pub(super) fn many_in_flight() -> Bench {
         })
         .peer("glommio", || runtimes::glommio(peers::glommio(IN_FLIGHT)));
     bench
+}
+
+async fn ours(tasks: u64) -> Sample {
+    time(tasks * CALLS, async || {
+        let calls = async || {
+            for _ in 0..CALLS {
+                kernel::run_in_thread(|| ())
+                    .await
+                    .expect("nobody cancels it");
+            }
+        };
+        let tasks: Vec<_> = (0..tasks).map(|_| kernel::spawn(calls())).collect();
+        for task in tasks {
+            task.join().await.expect("the task does not panic");
+        }
+    })
+    .await
 }
 
 #[cfg(feature = "peers")]

@@ -3,8 +3,7 @@
 use super::runtimes;
 #[cfg(feature = "peers")]
 use super::runtimes::YieldOnce;
-use crate::harness::{Bench, PER_OPERATION};
-use crate::harness::{Sample, time};
+use crate::harness::{Bench, PER_OPERATION, Sample, time};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -3,8 +3,7 @@
 use super::runtimes;
 #[cfg(feature = "peers")]
 use super::runtimes::YieldOnce;
-use crate::harness::{Bench, PER_OPERATION};
-use crate::harness::{Sample, time};
+use crate::harness::{Bench, PER_OPERATION, Sample, time};
 
 const TASKS: u64 = 1000;
 const YIELDS: u64 = 100;
