@@ -55,6 +55,7 @@
 //! ([`AsFd`](std::os::fd::AsFd)) becomes readable when there is more to do. So it runs inside another event loop, which is how
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
+pub mod net;
 pub mod sync;
 pub mod traps;
 

@@ -1,3 +1,4 @@
 //! The integration tests, one binary.
 
+mod kernel_io;
 mod kernel_sync;
