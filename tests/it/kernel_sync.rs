@@ -1323,7 +1323,7 @@ fn next_done_takes_members_out_in_the_order_of_their_ends() {
             ends.push(plain(done.result));
         }
         assert_eq!(ends, [2, 3, 1]);
-        assert_eq!(values(group.join().await.unwrap()), []);
+        assert_eq!(values(group.join().await.unwrap()), Vec::<i32>::new());
     });
 }
 
