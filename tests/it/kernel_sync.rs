@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kernel::sync::{
     BoundedSemaphore, Broken, Condition, Event, LifoQueue, Lock, PriorityQueue, Queue, QueueError,
-    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, promise,
+    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, promise,
 };
 use kernel::{
     Builder, GroupError, Interrupt, JoinError, RunError, TaskGroup, ThreadPool, VirtualClock, Wait,
@@ -599,6 +599,54 @@ fn an_interrupted_wait_for_a_promise_can_be_repeated_and_an_unwanted_value_comes
         drop(promised);
         assert_eq!(promise.keep(2), Err(2));
     });
+}
+
+/// Accepts: curio/sync/uevent_get_wait, curio/sync/uevent_get_wait_timeout
+#[test]
+fn a_universal_event_joins_tasks_and_can_be_interrupted() {
+    run(async {
+        let event = UniversalEvent::new();
+        let tasks = [spawn(event.wait()), spawn(event.wait())];
+        yield_now().await.unwrap();
+        assert!(!tasks[0].is_terminated());
+        tasks[0].cancel().await.unwrap();
+        assert_eq!(tasks[0].join().await.unwrap(), Err(Interrupt::cancelled()));
+        event.set();
+        event.clear();
+        tasks[1].join().await.unwrap().unwrap();
+        event.set();
+        event.wait().await.unwrap();
+    });
+    // Real time: a virtual clock stands still while an answer from elsewhere may come.
+    let event = UniversalEvent::new();
+    kernel::run(async {
+        let late = timeout_after(ms(1), event.wait()).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+    })
+    .unwrap();
+}
+
+/// Accepts: curio/sync/uevent_get_twait
+#[test]
+fn a_universal_event_joins_threads_and_kernels() {
+    let (there, back) = (UniversalEvent::new(), UniversalEvent::new());
+    let thread = std::thread::spawn({
+        let (there, back) = (there.clone(), back.clone());
+        move || {
+            assert!(there.wait_blocking(None));
+            back.set();
+        }
+    });
+    kernel::run(async {
+        let waiter = spawn(back.wait());
+        yield_now().await.unwrap();
+        there.set();
+        waiter.join().await.unwrap().unwrap();
+    })
+    .unwrap();
+    thread.join().unwrap();
+    there.clear();
+    assert!(!there.wait_blocking(Some(ms(1))));
 }
 
 // ---- locks and semaphores
