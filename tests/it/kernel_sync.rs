@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kernel::sync::{
     BoundedSemaphore, Broken, Condition, Event, LifoQueue, Lock, PriorityQueue, Queue, QueueError,
-    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, promise,
+    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, promise,
 };
 use kernel::{
     Builder, GroupError, Interrupt, JoinError, RunError, TaskGroup, ThreadPool, VirtualClock, Wait,
@@ -418,6 +418,76 @@ fn closing_tells_every_waiter_once_the_last_item_is_gone() {
     });
 }
 
+/// Whatever is aborted, cancelled or overtaken: no item is lost or doubled, and nobody waits who need not.
+#[test]
+fn a_queue_loses_nothing_under_random_cancellation() {
+    for seed in 0..500_u64 {
+        run(random_traffic(seed));
+    }
+}
+
+async fn random_traffic(seed: u64) {
+    let mut state = seed;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let queue = Rc::new(Queue::new(Some(2)));
+    let (put, got) = (Log::default(), Log::default());
+    let (mut getters, mut putters) = (Vec::new(), Vec::new());
+    for n in 0..100 {
+        let (queue, put, got) = (queue.clone(), put.clone(), got.clone());
+        match random(10) {
+            0 | 1 => getters.push(spawn(async move {
+                if let Ok(item) = queue.get().await {
+                    got.add(item);
+                }
+            })),
+            2 | 3 => putters.push(spawn(async move {
+                if queue.put(n).await.is_ok() {
+                    put.add(n);
+                }
+            })),
+            kind @ 4..=7 => {
+                let tasks = if kind % 2 == 0 { &getters } else { &putters };
+                if let Some(task) = tasks.get(random(tasks.len().max(1))) {
+                    if kind < 6 {
+                        task.abort();
+                    } else {
+                        task.request_cancel("at random");
+                    }
+                }
+            }
+            8 => {
+                if let Ok(item) = queue.try_get() {
+                    got.add(item);
+                } else if queue.try_put(n).is_ok() {
+                    put.add(n);
+                }
+            }
+            _ => yield_now().await.unwrap(),
+        }
+    }
+    sleep(ms(1)).await.unwrap();
+    let waits = |task: &kernel::Task<()>| !task.is_terminated();
+    assert!(
+        queue.is_empty() || !getters.iter().any(waits),
+        "seed {seed}"
+    );
+    assert!(queue.is_full() || !putters.iter().any(waits), "seed {seed}");
+    for task in putters {
+        task.abort();
+    }
+    while let Ok(item) = queue.try_get() {
+        got.add(item);
+    }
+    put.0.borrow_mut().sort();
+    got.0.borrow_mut().sort();
+    assert_eq!(put.0, got.0, "seed {seed}");
+}
+
 /// Every get of a backlog is ready at once, but the kernel's other tasks get their turn.
 #[test]
 fn a_task_that_never_waits_at_a_queue_lets_others_run() {
@@ -599,6 +669,54 @@ fn an_interrupted_wait_for_a_promise_can_be_repeated_and_an_unwanted_value_comes
         drop(promised);
         assert_eq!(promise.keep(2), Err(2));
     });
+}
+
+/// Accepts: curio/sync/uevent_get_wait, curio/sync/uevent_get_wait_timeout
+#[test]
+fn a_universal_event_joins_tasks_and_can_be_interrupted() {
+    run(async {
+        let event = UniversalEvent::new();
+        let tasks = [spawn(event.wait()), spawn(event.wait())];
+        yield_now().await.unwrap();
+        assert!(!tasks[0].is_terminated());
+        tasks[0].cancel().await.unwrap();
+        assert_eq!(tasks[0].join().await.unwrap(), Err(Interrupt::cancelled()));
+        event.set();
+        event.clear();
+        tasks[1].join().await.unwrap().unwrap();
+        event.set();
+        event.wait().await.unwrap();
+    });
+    // Real time: a virtual clock stands still while an answer from elsewhere may come.
+    let event = UniversalEvent::new();
+    kernel::run(async {
+        let late = timeout_after(ms(1), event.wait()).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+    })
+    .unwrap();
+}
+
+/// Accepts: curio/sync/uevent_get_twait
+#[test]
+fn a_universal_event_joins_threads_and_kernels() {
+    let (there, back) = (UniversalEvent::new(), UniversalEvent::new());
+    let thread = std::thread::spawn({
+        let (there, back) = (there.clone(), back.clone());
+        move || {
+            assert!(there.wait_blocking(None));
+            back.set();
+        }
+    });
+    kernel::run(async {
+        let waiter = spawn(back.wait());
+        yield_now().await.unwrap();
+        there.set();
+        waiter.join().await.unwrap().unwrap();
+    })
+    .unwrap();
+    thread.join().unwrap();
+    there.clear();
+    assert!(!there.wait_blocking(Some(ms(1))));
 }
 
 // ---- locks and semaphores

@@ -8,8 +8,9 @@
 //! | [`Semaphore`], [`BoundedSemaphore`] | one of so many permits | the same |
 //! | [`Condition`] | a change, with a lock | `Condition` |
 //! | [`Queue`], [`PriorityQueue`], [`LifoQueue`] | an item, or room for one | the same |
+//! | [`UniversalEvent`] | a flag that any thread may set | `UniversalEvent` |
 //!
-//! All are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
+//! All but the last are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
 //! What cannot block is a plain call, and may also be made from outside a task. What can is a future: a cancellation
 //! point only if it has to wait. When it has not, it lets the other tasks run only if the task has gone on for long without.
 //!
@@ -23,6 +24,7 @@ mod lock;
 mod queue;
 mod result;
 mod semaphore;
+mod universal;
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -37,6 +39,7 @@ pub use queue::{
 };
 pub use result::{Broken, Promise, Promised, PromisedWait, promise};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore, SemaphoreAcquire, TooManyPermits};
+pub use universal::UniversalEvent;
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
