@@ -380,7 +380,7 @@ impl State {
         TaskInfo {
             id: TaskId(body.id),
             parent: (body.parent != 0).then_some(TaskId(body.parent)),
-            name: self.name(body.id),
+            name: self.name(body.id).map(|name| name.to_string()),
             state,
             waits,
             cycles: body.cycles.get(),
@@ -1103,7 +1103,7 @@ impl<'env> Kernel<'env> {
         drop(running);
         match output.expect("the main task has ended") {
             Ok(value) => Ok(value),
-            Err(crate::JoinError::Panicked(payload)) => resume_unwind(payload),
+            Err(crate::JoinError::Panicked(panic)) => resume_unwind(panic.into_payload()),
             Err(_) => Err(RunError::Aborted),
         }
     }
