@@ -58,19 +58,23 @@
 pub mod net;
 pub mod process;
 pub mod signal;
+pub mod sync;
 pub mod traps;
 
 mod cancel;
 mod error;
+mod group;
 mod runtime;
 mod task;
 mod time;
+mod workers;
 
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Reason, ResourceBusy, RunError};
+pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
@@ -82,6 +86,7 @@ pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
+pub use workers::{ThreadPool, run_in_thread};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///

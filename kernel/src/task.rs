@@ -235,7 +235,7 @@ impl TaskRef {
     /// Whether a cancellation was asked for while it lived. What the task made of it is in its value.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.body.cancelled.get()
+        self.body.is_cancelled()
     }
 
     /// Asks for it to be interrupted: at the trap it waits in, or at its next blocking one. True if it was alive and not
@@ -248,7 +248,7 @@ impl TaskRef {
     }
 
     /// Drops its future: destructors run, nothing is awaited any more. A task that aborts itself ends when its poll
-    /// returns. False if it had ended.
+    /// returns; one that is aborted while its kernel does not run, at the kernel's next turn. False if it had ended.
     pub fn abort(&self) -> bool {
         call::abort(&self.body)
     }
@@ -267,7 +267,7 @@ impl TaskRef {
 
 impl PartialEq for TaskRef {
     fn eq(&self, other: &Self) -> bool {
-        (self.body.kernel, self.body.id) == (other.body.kernel, other.body.id)
+        self.body.is_same(&other.body)
     }
 }
 

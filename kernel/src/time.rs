@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
+use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::traps::{self, Expiry, Sleep, Timeout, Until, call};
 
@@ -47,7 +48,7 @@ pub fn sleep_until(at: Instant) -> Sleep {
 
 /// Runs `body` for at most `duration`. `None` sets no deadline, outer ones stay in force.
 ///
-/// A body that ends late without having blocked since the deadline keeps its result; a warning is logged.
+/// A body that ends late without having blocked since the deadline keeps its result; debug builds log a warning.
 ///
 /// Cancellation point: as the body. If dropped, the body is dropped and the deadline gone.
 ///
@@ -132,24 +133,17 @@ fn ignore<T, E: MaybeInterrupt>(outcome: Result<T, E>) -> Result<Option<T>, E> {
 
 /// Runs any future for at most `duration`, then drops it: `None`. For futures that know nothing of interrupts.
 ///
-/// Cancellation point: no; the body may have some. A cancellation of the task alone does not end it.
+/// Cancellation point: no; the body may have some. A cancellation or timeout of the task does not end the wait, it stays pending.
 ///
 /// If dropped, the body is dropped and the deadline gone.
 pub async fn drop_after<F: Future>(duration: Duration, body: F) -> Option<F::Output> {
     let mut body = std::pin::pin!(body);
-    let mut limit = sleep(duration);
+    let mut limit = std::pin::pin!(shield(sleep(duration)));
     std::future::poll_fn(|cx| {
         if let Poll::Ready(value) = body.as_mut().poll(cx) {
             return Poll::Ready(Some(value));
         }
-        match ready!(Pin::new(&mut limit).poll(cx)) {
-            Ok(_) => Poll::Ready(None),
-            // Told to the timer instead of the body. Nobody can be told here, so it waits for the next trap.
-            Err(interrupt) => {
-                call::with_task(|state| state.set_interrupt(Some(interrupt)));
-                Poll::Ready(None)
-            }
-        }
+        limit.as_mut().poll(cx).map(|_| None)
     })
     .await
 }

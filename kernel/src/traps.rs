@@ -63,13 +63,17 @@ fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
 #[derive(Debug)]
 struct Wait {
     node: u32,
-    kernel: u16,
+    /// The kernel's serial number.
+    kernel: u32,
+    /// Its number means nothing on another thread, where nobody could take the node out.
+    _local: PhantomData<*const ()>,
 }
 
 impl Wait {
     const IDLE: Self = Self {
         node: NIL,
         kernel: 0,
+        _local: PhantomData,
     };
 
     /// Blocks: `open` makes the node and puts it into its queue, unless an interrupt is pending. The answer is whether the wait was
@@ -87,7 +91,7 @@ impl Wait {
                     if let Some(interrupt) = state.pending_interrupt() {
                         return Poll::Ready(Err(interrupt));
                     }
-                    (self.node, self.kernel) = (open(state), core.id());
+                    (self.node, self.kernel) = (open(state), core.serial);
                     if foreign.is_some() {
                         state.refresh_wait(self.node, foreign.take());
                     }
@@ -95,7 +99,7 @@ impl Wait {
                 });
             }
             assert!(
-                self.kernel == core.id(),
+                self.kernel == core.serial,
                 "a future that waits in one kernel was polled in another"
             );
             core.with(|state| {
@@ -186,24 +190,17 @@ pub(crate) mod call {
     }
 
     pub(crate) fn cancel(body: &BodyRef, interrupt: Interrupt) -> bool {
-        let cancel = |core: &Core| {
-            body.is_live() && core.with(|state| state.cancel(body.slot.get(), interrupt))
-        };
-        runtime::with_kernel(body.kernel, cancel).unwrap_or(false)
+        let cancel = |core: &Core| core.with(|state| state.cancel(body.slot.get(), interrupt));
+        runtime::with_kernel_of(body, cancel).unwrap_or(false)
     }
 
     pub(crate) fn abort(body: &BodyRef) -> bool {
-        runtime::with_kernel(body.kernel, |core| core.abort(body)).unwrap_or(false)
+        runtime::with_kernel_of(body, |core| core.abort(body)).unwrap_or(false)
     }
 
     /// Works on the tables for a live task's handle; `None` if it has ended.
     pub(crate) fn inspect<R>(body: &BodyRef, f: impl FnOnce(&mut State, u32) -> R) -> Option<R> {
-        if !body.is_live() {
-            return None;
-        }
-        runtime::with_kernel(body.kernel, |core| {
-            core.with(|state| f(state, body.slot.get()))
-        })
+        runtime::with_kernel_of(body, |core| core.with(|state| f(state, body.slot.get())))
     }
 
     /// Works on the tables for the running task.
@@ -346,11 +343,11 @@ fn requeue(waker: &Waker) -> Option<Interrupt> {
 
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
 ///
-/// Belongs to the kernel in which a task first waits in it. Dropping it wakes those who still wait.
+/// Belongs to the kernel in which a task first waits in it, until that ends. Dropping it wakes those who still wait.
 #[derive(Debug)]
 pub struct Lot {
     id: Cell<u32>,
-    kernel: Cell<u16>,
+    kernel: Cell<u32>,
     /// Its number means nothing on another thread.
     _local: PhantomData<*const ()>,
 }
@@ -382,8 +379,8 @@ impl Lot {
         self.len() == 0
     }
 
-    fn open(&self, state: &mut State, kernel: u16) -> u32 {
-        if self.id.get() == NIL {
+    fn open(&self, state: &mut State, kernel: u32) -> u32 {
+        if self.id.get() == NIL || !runtime::exists(self.kernel.get()) {
             self.id.set(state.lots.open());
             self.kernel.set(kernel);
         }
@@ -459,7 +456,7 @@ impl Future for SchedWait<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let kernel = running(Core::id);
+        let kernel = running(|core| core.serial);
         let fired = this.wait.poll(cx, |state| {
             let lot = this.lot.open(state, kernel);
             let node = state.open_wait(this.kind, u64::from(lot), this.at);
@@ -576,6 +573,7 @@ impl<F: FnOnce(Completer)> Future for FutureWait<F> {
         let this = self.get_mut();
         let mut ticket = None;
         let fired = this.wait.poll(cx, |state| {
+            assert!(this.start.is_some(), "polled after it was ready");
             let node = state.open_wait(WaitKind::Remote, 0, this.at);
             ticket = Some(state.arm_remote(node));
             node
@@ -642,7 +640,7 @@ pub fn write_wait(fd: &impl AsFd) -> IoWait {
 pub struct IoWait {
     fd: RawFd,
     direction: Direction,
-    source: Option<(u16, SourceId)>,
+    source: Option<(u32, SourceId)>,
     wait: Wait,
     at: &'static Location<'static>,
 }
@@ -672,7 +670,7 @@ impl Future for IoWait {
                     if let Some(interrupt) = state.pending_interrupt() {
                         return Err(io::Error::from(interrupt));
                     }
-                    Ok((core.id(), state.reactor.watch(this.fd, this.direction)?))
+                    Ok((core.serial, state.reactor.watch(this.fd, this.direction)?))
                 })
             })?;
             this.source = Some((kernel, source));
@@ -746,7 +744,7 @@ pub fn io_waiting(fd: &impl AsFd) -> (Option<TaskId>, Option<TaskId>) {
 pub struct Source {
     fd: RawFd,
     /// Where it is registered; not before a task had to wait.
-    at: Cell<Option<(u16, SourceId)>>,
+    at: Cell<Option<(u32, SourceId)>>,
     _local: PhantomData<*const ()>,
 }
 
@@ -803,7 +801,7 @@ impl Source {
     /// Whether a call may succeed as far as is known: yes, before the first one failed to.
     fn may_be_ready(&self, core: &Core, direction: Direction) -> bool {
         match self.at.get() {
-            Some((kernel, source)) if kernel == core.id() => {
+            Some((kernel, source)) if kernel == core.serial => {
                 core.with(|state| state.reactor.is_ready(source, direction))
             }
             _ => true,
@@ -813,19 +811,19 @@ impl Source {
     /// After a `WouldBlock`: registered, and known not to be ready.
     fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<SourceId> {
         if let Some((kernel, source)) = self.at.get() {
-            if kernel == core.id() {
+            if kernel == core.serial {
                 if core.with(|state| state.reactor.exhaust(source, direction)) {
                     return Ok(source);
                 }
                 // Released by its descriptor: `io_release` knows nothing of us.
-            } else if runtime::with_kernel(kernel, |_| ()).is_some() {
+            } else if runtime::exists(kernel) {
                 return Err(io::Error::other(
                     "this source is registered in another kernel; release it there first",
                 ));
             }
         }
         let source = core.with(|state| state.reactor.register(self.fd))?;
-        self.at.set(Some((core.id(), source)));
+        self.at.set(Some((core.serial, source)));
         Ok(source)
     }
 }
@@ -926,7 +924,7 @@ pub fn set_timeout(deadline: Option<Instant>) -> Timeout {
 #[derive(Debug)]
 pub struct Timeout {
     scope: u32,
-    kernel: u16,
+    kernel: u32,
     _local: PhantomData<*const ()>,
 }
 
@@ -948,7 +946,7 @@ impl Timeout {
         let (scope, kernel) = running(|core| {
             core.with(|state| {
                 let deadline = deadline.map(|at| state.ticks(at));
-                (state.open_scope(deadline, is_shield), core.id())
+                (state.open_scope(deadline, is_shield), core.serial)
             })
         });
         Self {
@@ -966,7 +964,7 @@ impl Timeout {
     ) -> Poll<F::Output> {
         let outer = running(|core| {
             assert!(
-                self.kernel == core.id(),
+                self.kernel == core.serial,
                 "a timeout block of one kernel was polled in another"
             );
             core.with(|state| state.enter_scope(self.scope))

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// The kernel's source of time.
+/// The kernel's source of time. It is asked while the kernel's tables are in use, so it must not use traps.
 pub trait Clock {
     /// The time, never less than it was before.
     fn now(&self) -> Instant;
@@ -30,8 +30,8 @@ impl Clock for SystemClock {
 /// A clock for tests: it stands still while tasks run and jumps to the next deadline when all of them wait, so that an hour
 /// of sleeping takes no time and every run takes the same course.
 ///
-/// Clones show the same time. I/O and other threads run in real time: while a task waits for one of those, the clock
-/// does not jump.
+/// Clones show the same time. Other threads run in real time: while a task waits in [`future_wait`](crate::traps::future_wait) for one, the
+/// clock does not jump. It does while tasks wait for I/O, unless something is ready at that moment.
 #[derive(Clone, Debug)]
 pub struct VirtualClock {
     start: Instant,

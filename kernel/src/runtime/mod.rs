@@ -30,9 +30,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{Location, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ pub(crate) use scopes::Verdict;
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
-use crate::error::{Interrupt, RunError};
+use crate::error::{Interrupt, RunError, panic_text};
 use crate::task::{TaskId, TaskInfo, TaskState};
 use inbox::{InboxOwner, Note};
 use lots::Lots;
@@ -96,6 +97,10 @@ pub(crate) struct State {
 enum Aftermath {
     Wake(Waker),
     Drop(Waker),
+    /// Its reason is a user's value.
+    Forget(Interrupt),
+    /// Loggers are user code too: one that shows the current task asks the kernel for it.
+    Log(log::Level, String),
 }
 
 /// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
@@ -299,13 +304,19 @@ impl State {
         self.orphan_scopes(task);
         self.fire_joiners(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
-            self.reasons.remove(&task);
+            let reason = self.reasons.remove(&task);
+            self.forget(reason);
         }
         let body = self.tasks.retire(task);
         if !self.names.is_empty() {
             self.names.remove(&body.id);
         }
         body
+    }
+
+    /// Drops an interrupt once no table is borrowed.
+    fn forget(&mut self, interrupt: Option<Interrupt>) {
+        self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
     /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
@@ -373,7 +384,7 @@ impl State {
             state,
             waits,
             cycles: body.cycles.get(),
-            cancelled: body.cancelled.get(),
+            cancelled: body.is_cancelled(),
             spawned_at: body.spawned_at,
         }
     }
@@ -403,15 +414,17 @@ pub(crate) struct Core {
     state: RefCell<State>,
     pub(crate) pool: Pool,
     inbox: InboxOwner,
+    /// No other kernel of this process has it, ever.
+    pub(crate) serial: u32,
     /// For `as_fd`, which must not borrow the tables.
     registry: mio::Registry,
     budget: Cell<u32>,
     /// The waker of the task that is being polled.
     word: Cell<Word>,
-    /// The running task is to be dropped as soon as its poll returns.
-    abort_running: Cell<bool>,
     /// Whether it is running, further up this thread's stack.
     entered: Cell<bool>,
+    /// It was left since the last look: somebody may have rung.
+    away: Cell<bool>,
     /// Clones are held by every `Remote`.
     remotes: Arc<()>,
     /// Polls since the last look outside.
@@ -421,39 +434,81 @@ pub(crate) struct Core {
     mail: RefCell<Vec<Note>>,
 }
 
+struct Known {
+    id: u16,
+    serial: u32,
+    core: Weak<Core>,
+}
+
 thread_local! {
     /// The kernels of this thread, for what touches one between its turns.
-    static KERNELS: RefCell<Vec<(u16, Weak<Core>)>> = const { RefCell::new(Vec::new()) };
+    static KERNELS: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
 }
+
+/// The last serial number given to a kernel.
+static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Calls `f` with the running kernel.
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
     waker::with_current(f)
 }
 
-/// Calls `f` with kernel `id`, running or not, if it still exists on this thread.
-pub(crate) fn with_kernel<R>(id: u16, f: impl FnOnce(&Core) -> R) -> Option<R> {
+/// Calls `f` with the kernel of this serial number, running or not, if it still exists on this thread. What outlives its
+/// kernel must ask by this number: ids are given out again, and would lead it to the tables of a stranger.
+pub(crate) fn with_kernel<R>(serial: u32, f: impl FnOnce(&Core) -> R) -> Option<R> {
+    with_core(
+        |core| core.serial == serial,
+        |known| known.serial == serial,
+        f,
+    )
+}
+
+/// Calls `f` with the kernel of a task that has not ended: then the kernel has not either, and its id is its own.
+pub(crate) fn with_kernel_of<R>(body: &BodyRef, f: impl FnOnce(&Core) -> R) -> Option<R> {
+    if !body.is_live() {
+        return None;
+    }
+    with_core(
+        |core| core.id() == body.kernel,
+        |known| known.id == body.kernel,
+        f,
+    )
+}
+
+/// Whether kernel `serial` still exists on this thread.
+pub(crate) fn exists(serial: u32) -> bool {
+    let find = |kernels: &RefCell<Vec<Known>>| {
+        kernels
+            .borrow()
+            .iter()
+            .any(|known| known.serial == serial && known.core.strong_count() > 0)
+    };
+    KERNELS.try_with(find).unwrap_or(false)
+}
+
+fn with_core<R>(
+    is_it: impl FnOnce(&Core) -> bool,
+    is_known: impl Fn(&Known) -> bool,
+    f: impl FnOnce(&Core) -> R,
+) -> Option<R> {
     let mut f = Some(f);
     let done = waker::with_current(|core| {
-        let core = core.filter(|core| core.id() == id)?;
+        let core = core.filter(|core| is_it(core))?;
         Some(f.take()?(core))
     });
     if done.is_some() {
         return done;
     }
-    let find = |kernels: &RefCell<Vec<(u16, Weak<Core>)>>| {
+    let find = |kernels: &RefCell<Vec<Known>>| {
         kernels
             .borrow()
             .iter()
-            .find(|(known, _)| *known == id)
-            .and_then(|(_, core)| core.upgrade())
+            .find(|known| is_known(known))
+            .and_then(|known| known.core.upgrade())
     };
     let core = KERNELS.try_with(find).ok().flatten()?;
     let result = f.take()?(&core);
-    if !core.entered.get() && !core.state.borrow().ready.is_empty() {
-        // The host sleeps on our descriptor and does not know that there is work now.
-        core.inbox.sender().push(Note::Call(Box::new(|| {})));
-    }
+    core.nudge();
     Some(result)
 }
 
@@ -489,18 +544,25 @@ impl Core {
             }),
             pool: Pool::new(),
             inbox,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed) + 1,
             registry,
             budget: Cell::new(BUDGET),
             word: Cell::new(Word::new(0, 0, 0)),
-            abort_running: Cell::new(false),
             entered: Cell::new(false),
+            away: Cell::new(true),
             remotes: Arc::new(()),
             polls: Cell::new(0),
             last_look: Cell::new(0),
             io_interval: builder.io_interval,
             mail: RefCell::default(),
         });
-        KERNELS.with_borrow_mut(|kernels| kernels.push((core.id(), Rc::downgrade(&core))));
+        let known = Known {
+            id: core.id(),
+            serial: core.serial,
+            core: Rc::downgrade(&core),
+        };
+        KERNELS.with_borrow_mut(|kernels| kernels.push(known));
+        core.inbox.prepare_to_sleep();
         Ok(core)
     }
 
@@ -530,6 +592,8 @@ impl Core {
                 match deed {
                     Aftermath::Wake(waker) => waker.wake(),
                     Aftermath::Drop(waker) => drop(waker),
+                    Aftermath::Forget(interrupt) => drop(interrupt),
+                    Aftermath::Log(level, text) => log::log!(level, "{text}"),
                 }
             }
         }
@@ -585,6 +649,14 @@ impl Core {
         }
     }
 
+    /// If the host sleeps on our descriptor and does not know that there is work now, tells it.
+    fn nudge(&self) {
+        let asleep = !self.entered.get() && !self.inbox.has_mail();
+        if asleep && !self.state.borrow().ready.is_empty() {
+            self.inbox.sender().push(Note::Call(Box::new(|| {})));
+        }
+    }
+
     /// Starts a task at the end of the ready queue.
     pub(crate) fn spawn<F: Future>(
         &self,
@@ -597,7 +669,7 @@ impl Core {
             task => state.tasks[task].body.as_ref().map_or(0, |body| body.id),
         };
         let id = state.tasks.next_id();
-        let handle = BodyRef::new(future, id, parent, self.id(), at);
+        let handle = BodyRef::with_future(future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
             handle.body().abort();
@@ -612,17 +684,23 @@ impl Core {
         handle
     }
 
-    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns.
+    /// Drops a task's future now; if the task is the one that runs, as soon as its poll returns; if the kernel does not run, at its next turn.
     pub(crate) fn abort(&self, body: &BodyRef) -> bool {
         if !body.is_live() {
             return false;
         }
         let slot = body.slot.get();
-        if body.abort() {
+        if !self.entered.get() {
+            // Between turns nobody can tell whether what the future borrows is still there: the `Kernel` may have been leaked.
+            self.with(|state| {
+                state.tasks[slot].flags.set(Flags::ABORT);
+                state.make_ready(slot);
+            });
+        } else if body.abort() {
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
-            self.abort_running.set(true);
+            self.with(|state| state.tasks[slot].flags.set(Flags::ABORT));
         }
         true
     }
@@ -640,6 +718,7 @@ impl Core {
             return true;
         };
         let word = Word::new(self.id(), slot.generation, task);
+        let doomed = slot.flags.has(Flags::ABORT);
         state.current = task;
         state.scope = ROOT;
         self.word.set(word);
@@ -647,7 +726,7 @@ impl Core {
 
         self.budget.set(BUDGET);
         let waker = ManuallyDrop::new(word.waker());
-        let ended = body.poll(&mut Context::from_waker(&waker));
+        let ended = !doomed && body.poll(&mut Context::from_waker(&waker));
         self.after_poll(task, &body, ended);
         true
     }
@@ -655,10 +734,10 @@ impl Core {
     fn after_poll(&self, task: u32, body: &BodyRef, mut ended: bool) {
         let mut state = self.state.borrow_mut();
         state.current = NIL;
-        if !ended && !self.abort_running.get() {
-            return;
-        }
-        if self.abort_running.take() && !ended {
+        if !ended {
+            if !state.tasks[task].flags.has(Flags::ABORT) {
+                return;
+            }
             drop(state);
             ended = body.abort();
             state = self.state.borrow_mut();
@@ -667,6 +746,7 @@ impl Core {
             // `body` is still referred to by the caller, so dropping the slot's reference runs no user code.
             drop(state.finish(task));
             self.flush(state);
+            body.drop_unwanted_output();
         }
     }
 
@@ -706,7 +786,8 @@ impl Core {
             } else {
                 wait
             };
-            if slept || !state.reactor.is_empty() {
+            // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
+            if slept || !state.reactor.is_empty() || self.away.replace(false) {
                 let polled = state.poll_io(wait);
                 if slept {
                     self.inbox.awake();
@@ -738,16 +819,17 @@ impl Core {
             return Some(Duration::ZERO);
         }
         let until = Duration::from_nanos(deadline - now);
-        if state.remote_waits == 0 && max_wait.is_none_or(|max| until <= max) {
+        let until = max_wait.map_or(until, |max| max.min(until));
+        if state.remote_waits == 0 {
             let io_first = !state.reactor.is_empty()
                 && state
                     .poll_io(Some(Duration::ZERO))
-                    .is_ok_and(|_| !state.ready.is_empty());
-            if io_first || state.clock.advance_to(state.instant(deadline)) {
+                    .is_ok_and(|_| !state.ready.is_empty() || !state.aftermath.is_empty());
+            if io_first || state.clock.advance_to(state.clock.now() + until) {
                 return Some(Duration::ZERO);
             }
         }
-        Some(max_wait.map_or(until, |max| max.min(until)))
+        Some(until)
     }
 
     fn read_mail(&self) {
@@ -759,7 +841,13 @@ impl Core {
                     self.wake_local(Word::from_bits(bits));
                 }
                 Note::Complete(ticket) => self.with(|state| state.complete(ticket)),
-                Note::Call(call) => call(),
+                Note::Call(call) => {
+                    // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+                        log::error!("panic in a remote call: {}", panic_text(&*panic));
+                        std::mem::forget(panic);
+                    }
+                }
             }
         }
         *self.mail.borrow_mut() = mail;
@@ -776,14 +864,21 @@ impl Core {
             if !main.is_live() {
                 return Ok(());
             }
-            if self.state.borrow().is_stuck()
-                && Arc::strong_count(&self.remotes) == 1
-                && !self.inbox.has_mail()
-            {
+            if self.is_stuck() {
                 return Err(RunError::Deadlock(self.state.borrow().dump()));
             }
             self.look(None)?;
         }
+    }
+
+    /// Whether nothing inside or outside can ever make a task ready.
+    fn is_stuck(&self) -> bool {
+        if !self.state.borrow().is_stuck() || Arc::strong_count(&self.remotes) > 1 {
+            return false;
+        }
+        // Pairs with the drop of the last `Remote`: what it sent before is seen below.
+        fence(Ordering::Acquire);
+        !self.inbox.has_mail()
     }
 
     fn turn(&self, max_wait: Option<Duration>) -> io::Result<Turn> {
@@ -822,16 +917,18 @@ impl Core {
         })
     }
 
-    /// Drops every task, newest first, and the tasks that this starts.
+    /// Drops every task, newest first. What their destructors spawn is dropped at once.
     fn close(&self) -> usize {
         let mut aborted = 0;
         self.state.borrow_mut().closed = true;
-        loop {
-            let newest = self.state.borrow().newest();
-            let Some(body) = newest else { return aborted };
-            self.abort(&body);
-            aborted += 1;
+        let bodies = self.state.borrow().bodies();
+        for body in bodies {
+            // The destructors of an earlier one may have aborted it.
+            if self.abort(&body) {
+                aborted += 1;
+            }
         }
+        aborted
     }
 }
 
@@ -843,14 +940,7 @@ impl State {
             .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
     }
 
-    fn newest(&self) -> Option<BodyRef> {
-        self.tasks
-            .iter()
-            .filter_map(|(_, slot)| slot.body.as_ref())
-            .max_by_key(|body| body.id)
-            .cloned()
-    }
-
+    /// Every live task, the newest first.
     fn bodies(&self) -> Vec<BodyRef> {
         let mut bodies: Vec<_> = self
             .tasks
@@ -870,6 +960,9 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        // Whoever has something for us from now on rings, so that the host of our descriptor wakes.
+        self.core.inbox.prepare_to_sleep();
+        self.core.away.set(true);
         self.core.entered.set(false);
     }
 }
@@ -1031,7 +1124,9 @@ impl<'env> Kernel<'env> {
     /// Starts a task, to be run by the next `run` or `turn`.
     #[track_caller]
     pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
-        crate::Task::from_handle(self.core.spawn(future, Location::caller()))
+        let handle = self.core.spawn(future, Location::caller());
+        self.core.nudge();
+        crate::Task::from_handle(handle)
     }
 
     /// A handle for other threads.
@@ -1054,7 +1149,7 @@ impl<'env> Kernel<'env> {
     pub fn shutdown(self, grace: Option<Duration>) -> Result<ShutdownReport, RunError> {
         let _running = self.core.enter()?;
         let core = &self.core;
-        let deadline = grace.map(|grace| core.state.borrow().now() + grace);
+        let deadline = grace.and_then(|grace| core.state.borrow().now().checked_add(grace));
         let mut cancelled = 0;
         'tasks: loop {
             let bodies = core.state.borrow().bodies();
@@ -1062,17 +1157,23 @@ impl<'env> Kernel<'env> {
                 break;
             }
             for body in bodies {
-                if body.is_live() {
-                    core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
+                if !body.is_live() {
+                    continue; // it ended while another was waited for
                 }
+                core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
                 while body.is_live() {
                     let left = deadline.map(|deadline| {
                         deadline.saturating_duration_since(core.state.borrow().now())
                     });
-                    if left == Some(Duration::ZERO) || core.state.borrow().is_stuck() {
+                    if left == Some(Duration::ZERO) || core.is_stuck() {
                         break 'tasks;
                     }
-                    core.turn(left)?;
+                    if core.turn(left)?.polled == 0
+                        && let Some(deadline) = deadline
+                    {
+                        // A virtual clock does not move while only I/O or a thread is waited for; the grace must end all the same.
+                        core.state.borrow().clock.advance_to(deadline);
+                    }
                 }
                 cancelled += 1;
             }
@@ -1102,9 +1203,11 @@ impl Drop for Kernel<'_> {
         if let Ok(_running) = self.core.enter() {
             self.core.close();
         }
-        let id = self.core.id();
+        let serial = self.core.serial;
         // During thread exit the list may be gone already.
-        let _ = KERNELS.try_with(|kernels| kernels.borrow_mut().retain(|(known, _)| *known != id));
+        let _ = KERNELS.try_with(|kernels| {
+            kernels.borrow_mut().retain(|known| known.serial != serial);
+        });
     }
 }
 

@@ -22,8 +22,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
-use super::State;
 use super::nodes::{NIL, Phase, WaitKind};
+use super::{Aftermath, State};
 use crate::error::ResourceBusy;
 use crate::task::TaskId;
 
@@ -323,7 +323,8 @@ impl State {
         let (fd, waiting) = (source.fd, source.waiting);
         self.reactor.sources.remove(id.index as usize);
         if let Err(error) = self.reactor.registry().deregister(&mut SourceFd(&fd)) {
-            log::debug!("descriptor {fd} was closed before it was released: {error}");
+            let text = format!("descriptor {fd} was closed before it was released: {error}");
+            self.aftermath.push(Aftermath::Log(log::Level::Debug, text));
         }
         for node in waiting.into_iter().filter(|&node| node != NIL) {
             self.reactor.waiting -= 1;

@@ -14,7 +14,7 @@
 //! - **R7** leaving a timeout block while an enclosing deadline is past makes that one untold again: swallowing it wins no time;
 //! - **R8** at the end of a timeout block: its own expiry is `TaskTimeout`, that of an enclosing one `TimeoutCancellation`, a timeout
 //!   that belongs to no block in force `UncaughtTimeout`;
-//! - **R9** a cancellation disarms the task's timeouts, so that clean-up may outlast them;
+//! - **R9** a cancellation disarms the task's timeouts, so that clean-up may outlast them; not those behind a shield, where it is not felt;
 //! - **R10** a shield covers the polls of the shielded future and nothing beside it;
 //! - **R11** telling happens once for each firing.
 //!
@@ -23,9 +23,9 @@
 
 use slab::Slab;
 
-use super::State;
 use super::nodes::{NIL, Phase, ROOT, WaitKind};
 use super::task::Flags;
+use super::{Aftermath, State};
 use crate::error::Interrupt;
 
 /// A timeout block or a shield.
@@ -142,6 +142,7 @@ impl State {
             told,
             task,
             parent,
+            timer,
             ..
         } = self.scopes[scope as usize];
         let mut enclosing = None;
@@ -153,6 +154,9 @@ impl State {
             }
             outer = around.parent;
         }
+        // Curio's "badness". Reading the clock at the end of every block is too much to ask of a release.
+        let is_late =
+            !timed_out && (fired && !told || cfg!(debug_assertions) && self.is_overdue(timer));
         self.close_scope(scope);
         if let Some(outer) = enclosing {
             // R7
@@ -166,10 +170,10 @@ impl State {
             (true, None, true) => Verdict::Expired,
             (true, None, false) => Verdict::Uncaught,
             (false, _, _) => {
-                if fired && !told {
-                    log::warn!(
-                        "a timeout block ended after its deadline without having blocked since; its result stands"
-                    );
+                if is_late {
+                    let text = "a timeout block ended after its deadline without having blocked since; its result stands";
+                    self.aftermath
+                        .push(Aftermath::Log(log::Level::Warn, text.into()));
                 }
                 Verdict::Keep
             }
@@ -192,19 +196,24 @@ impl State {
     pub(crate) fn cancel(&mut self, task: u32, interrupt: Interrupt) -> bool {
         let slot = &mut self.tasks[task];
         let body = slot.body.as_ref().expect("only a live task is cancelled");
-        if body.cancelled.replace(true) {
+        if !body.mark_cancelled() {
+            self.forget(Some(interrupt));
             return false;
         }
         slot.flags.set(Flags::CANCELLED);
         slot.flags.clear(Flags::CANCEL_DELIVERED);
         let mut scope = slot.scopes;
         while scope != NIL {
-            self.disarm(scope);
-            let block = &mut self.scopes[scope as usize];
-            block.fired &= block.told;
-            scope = block.next;
+            let next = self.scopes[scope as usize].next;
+            if self.reaches(scope, ROOT) {
+                self.disarm(scope);
+                let block = &mut self.scopes[scope as usize];
+                block.fired &= block.told;
+            }
+            scope = next;
         }
-        self.reasons.insert(task, interrupt);
+        let before = self.reasons.insert(task, interrupt);
+        self.forget(before);
         self.fire_scope(task, ROOT);
         true
     }
@@ -304,22 +313,10 @@ impl State {
             slot.flags.set(Flags::CANCELLED);
             slot.flags.clear(Flags::CANCEL_DELIVERED);
             slot.flags.set(Flags::PENDING);
-            self.reasons.insert(self.current, interrupt);
+            let replaced = self.reasons.insert(self.current, interrupt);
+            self.forget(replaced);
         }
         before
-    }
-
-    /// Whether the current scope stands behind a shield.
-    pub(crate) fn is_shielded(&self) -> bool {
-        let mut scope = self.scope;
-        while scope != ROOT {
-            let block = &self.scopes[scope as usize];
-            if block.is_shield {
-                return true;
-            }
-            scope = block.parent;
-        }
-        false
     }
 
     /// Marks all fired scopes from `scope` outwards, up to the first shield, as told and returns what to tell: the outermost (R6).
@@ -370,6 +367,11 @@ impl State {
             .get(&task)
             .cloned()
             .unwrap_or_else(Interrupt::cancelled)
+    }
+
+    /// Whether the deadline has passed although nobody has looked yet.
+    fn is_overdue(&self, timer: u32) -> bool {
+        timer != NIL && self.nodes[timer].key <= self.time()
     }
 
     fn disarm(&mut self, scope: u32) {

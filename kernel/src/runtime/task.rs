@@ -60,9 +60,13 @@ pub(crate) struct Header {
     pub(crate) slot: Cell<u32>,
     pub(crate) kernel: u16,
     stage: Cell<Stage>,
-    /// A cancellation was asked for while it lived.
-    pub(crate) cancelled: Cell<bool>,
+    marks: Cell<u8>,
 }
+
+/// A cancellation was asked for while it lived.
+const CANCELLED: u8 = 1;
+/// Its handle is gone: nobody will take the output.
+const DETACHED: u8 = 2;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -72,8 +76,14 @@ impl Header {
         matches!(self.stage.get(), Stage::Idle | Stage::Busy)
     }
 
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.stage.get() == Stage::Aborted
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.marks.get() & CANCELLED != 0
+    }
+
+    /// Notes that a cancellation was asked for; false if it was before.
+    pub(crate) fn mark_cancelled(&self) -> bool {
+        let before = self.marks.replace(self.marks.get() | CANCELLED);
+        before & CANCELLED == 0
     }
 }
 
@@ -132,9 +142,16 @@ impl<F: Future> Body<F> {
                 // SAFETY: the future is in place and nothing looks at it again after this.
                 unsafe { ManuallyDrop::drop(&mut place.future) }
             }));
-            match dropped {
-                Ok(()) => ended,
-                Err(panic) => ended.and(Err(panic)),
+            match (ended, dropped) {
+                (ended, Ok(())) => ended,
+                (Ok(output), Err(panic)) => {
+                    drop_quietly(output);
+                    Err(panic)
+                }
+                (Err(first), Err(second)) => {
+                    drop_quietly(second);
+                    Err(first)
+                }
             }
         } else {
             ended
@@ -208,7 +225,7 @@ impl BodyRef {
     ///
     /// The kernel may hold it past the end of the borrows in `F`: the caller promises, by a type that carries the lifetime or by a guard,
     /// that the future and its output are dropped before that.
-    pub(crate) fn new<F: Future>(
+    pub(crate) fn with_future<F: Future>(
         future: F,
         id: u64,
         parent: u64,
@@ -225,7 +242,7 @@ impl BodyRef {
             slot: Cell::new(NIL),
             kernel,
             stage: Cell::new(Stage::Idle),
-            cancelled: Cell::new(false),
+            marks: Cell::new(0),
         };
         let place = UnsafeCell::new(Place {
             future: ManuallyDrop::new(future),
@@ -276,7 +293,40 @@ impl BodyRef {
                 self.spawned_at,
                 panic_text(&*panic)
             );
+            drop_quietly(panic);
         }
+    }
+
+    /// Drops an output that nobody can take any more. It may borrow what the handle's type vouches for, so it must not live
+    /// on in a body that a `TaskRef` keeps.
+    pub(crate) fn drop_unwanted_output(&self) {
+        if self.marks.get() & DETACHED == 0 {
+            return;
+        }
+        match self.stage.get() {
+            Stage::Idle | Stage::Busy | Stage::Aborted | Stage::Taken => return,
+            Stage::Value => {}
+            Stage::Panicked => log::error!(
+                "task {} spawned at {} panicked and nobody joined it",
+                self.id,
+                self.spawned_at
+            ),
+        }
+        self.clear();
+        self.stage.set(Stage::Taken);
+    }
+}
+
+/// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
+fn drop_quietly<T>(value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        std::mem::forget(panic);
+    }
+}
+
+impl BodyRef {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0
     }
 }
 
@@ -315,13 +365,6 @@ impl Drop for BodyRef {
 impl BodyRef {
     /// The last reference goes.
     fn free(&self) {
-        if self.stage.get() == Stage::Panicked {
-            log::error!(
-                "task {} spawned at {} panicked and nobody joined it",
-                self.id,
-                self.spawned_at
-            );
-        }
         if self.stage.get() != Stage::Taken {
             self.clear();
         }
@@ -330,10 +373,18 @@ impl BodyRef {
     }
 }
 
-/// A reference to a body that knows the type of its output.
+/// The reference to a body that knows the type of its output, and owns it: there is one for each task, and what is left of the output
+/// goes with it.
 pub(crate) struct Handle<T> {
     pub(crate) task: TaskRef,
     output: PhantomData<T>,
+}
+
+impl<T> Drop for Handle<T> {
+    fn drop(&mut self) {
+        self.body().marks.set(self.body().marks.get() | DETACHED);
+        self.body().drop_unwanted_output();
+    }
 }
 
 impl<T> Handle<T> {
@@ -347,7 +398,7 @@ impl<T> Handle<T> {
             Stage::Idle | Stage::Busy => None,
             Stage::Value => {
                 let mut output = std::mem::MaybeUninit::<T>::uninit();
-                // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::new` alone, which ties `T` to the
+                // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::with_future` alone, which ties `T` to the
                 // future. The stage is changed before anything else can look.
                 let output = unsafe {
                     (self.body().vtable.take)(self.body().0, output.as_mut_ptr().cast());
@@ -482,8 +533,8 @@ fn take_block(layout: Layout) -> NonNull<u8> {
 /// # Safety
 /// `block` was allocated with `layout` and is in nobody's use.
 unsafe fn give_block(block: NonNull<u8>, layout: Layout) {
-    // SAFETY: per contract.
     let pooled = waker::with_current(|core| {
+        // SAFETY: per contract.
         core.is_some_and(|core| unsafe { core.pool.give(block, layout) })
     });
     if !pooled {
@@ -525,6 +576,9 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
+
+    /// To be dropped as soon as the poll it is in returns.
+    pub(crate) const ABORT: Self = Self(32);
 
     pub(crate) const fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0

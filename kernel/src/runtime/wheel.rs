@@ -167,6 +167,7 @@ impl Wheel {
     }
 
     /// Armed timers.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

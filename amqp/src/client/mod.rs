@@ -1,0 +1,1 @@
+//! The client: `proto` run by one task per connection on the kernel.

@@ -1,0 +1,174 @@
+//! One channel of a client: its place in life, who waits for what, its consumers.
+
+use std::collections::VecDeque;
+
+use super::confirms::Confirms;
+use super::content::Assembly;
+use super::event::{ChannelKey, ConsumerKey, Event, Lost, Outcome, ReqId};
+use super::unsettled::Unsettled;
+use crate::wire::Method;
+use crate::wire::cold::{basic, channel, confirm, exchange, queue, tx};
+
+pub(super) struct Channel {
+    pub(super) key: ChannelKey,
+    pub(super) stage: Stage,
+    /// Answers come in the order of the requests, so this is all the correlation there is.
+    pub(super) waiters: VecDeque<Waiter>,
+    consumers: Vec<Consumer>,
+    /// Where the last consumer tag was found: deliveries come in runs.
+    last_found: usize,
+    pub(super) assembly: Assembly,
+    pub(super) unsettled: Unsettled,
+    /// In confirm mode.
+    pub(super) confirms: Option<Confirms>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// `channel.open` has been sent. Requests may follow it at once.
+    Opening,
+    Open,
+    /// `channel.close` has been sent. Whatever still comes was sent before the peer read it.
+    Closing,
+}
+
+pub(super) struct Waiter {
+    pub(super) n: u64,
+    /// Class, and the one or two methods that answer.
+    pub(super) reply: (u16, [u16; 2]),
+    pub(super) purpose: Purpose,
+    /// Nobody is interested any more; the answer has to be consumed all the same.
+    pub(super) abandoned: bool,
+}
+
+/// What an answer means for the channel itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Open,
+    Close,
+    Consume(ConsumerKey),
+    Cancel(ConsumerKey),
+    Get { no_ack: bool },
+    Recover,
+    Other,
+}
+
+pub(super) struct Consumer {
+    pub(super) key: ConsumerKey,
+    pub(super) tag: Box<str>,
+    pub(super) no_ack: bool,
+    /// Given up before it was there: what comes for it goes back to the queue.
+    pub(super) abandoned: bool,
+}
+
+impl Channel {
+    pub(super) fn new(key: ChannelKey, max_body: u64) -> Self {
+        Self {
+            key,
+            stage: Stage::Opening,
+            waiters: VecDeque::new(),
+            consumers: Vec::new(),
+            last_found: 0,
+            assembly: Assembly::new(max_body),
+            unsettled: Unsettled::default(),
+            confirms: None,
+        }
+    }
+
+    pub(super) fn takes_requests(&self) -> bool {
+        match self.stage {
+            Stage::Opening | Stage::Open => true,
+            Stage::Closing => false,
+        }
+    }
+
+    pub(super) fn add_consumer(&mut self, consumer: Consumer) {
+        self.consumers.push(consumer);
+    }
+
+    #[inline]
+    pub(super) fn consumer_by_tag(&mut self, tag: &str) -> Option<&Consumer> {
+        if self
+            .consumers
+            .get(self.last_found)
+            .is_none_or(|c| *c.tag != *tag)
+        {
+            self.last_found = self.consumers.iter().position(|c| *c.tag == *tag)?;
+        }
+        self.consumers.get(self.last_found)
+    }
+
+    pub(super) fn consumer(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
+        self.consumers.iter_mut().find(|c| c.key == key)
+    }
+
+    pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
+        self.consumers.retain(|c| c.key != key);
+    }
+
+    pub(super) fn request_id(&self, waiter: &Waiter) -> ReqId {
+        ReqId {
+            channel: self.key.id,
+            n: waiter.n,
+        }
+    }
+
+    /// Resolves everything that is open on the channel, which is about to go.
+    pub(super) fn fail(&mut self, lost: &Lost, sink: &mut dyn FnMut(Event<'_>)) {
+        while let Some(waiter) = self.waiters.pop_front() {
+            if !waiter.abandoned {
+                let id = self.request_id(&waiter);
+                let result = Err(lost);
+                sink(Event::Reply { id, result });
+            }
+        }
+        let channel = self.key;
+        if let Some(confirms) = &mut self.confirms {
+            confirms.lost(|seq| {
+                let outcome = Outcome::Unconfirmed(lost);
+                sink(Event::Confirm {
+                    channel,
+                    seq,
+                    outcome,
+                });
+            });
+        }
+    }
+}
+
+/// Which methods answer a request; `None` if none does.
+pub(super) fn reply_to(method: &Method) -> Option<(u16, [u16; 2])> {
+    use Method as M;
+    let class = method.get_amqp_class_id();
+    let id = method.get_amqp_method_id();
+    let next = Some((class, [id + 1; 2]));
+    match method {
+        M::Basic(basic::AMQPMethod::Get(_)) => Some((class, [71, 72])),
+        M::Basic(basic::AMQPMethod::Qos(_) | basic::AMQPMethod::Recover(_)) => next,
+        M::Basic(basic::AMQPMethod::Consume(m)) if !m.nowait => next,
+        M::Basic(basic::AMQPMethod::Cancel(m)) if !m.nowait => next,
+        M::Basic(_) => None,
+        M::Channel(channel::AMQPMethod::Open(_) | channel::AMQPMethod::Close(_)) => next,
+        M::Channel(channel::AMQPMethod::Flow(_)) => next,
+        M::Channel(_) => None,
+        M::Exchange(exchange::AMQPMethod::Declare(m)) if !m.nowait => next,
+        M::Exchange(exchange::AMQPMethod::Delete(m)) if !m.nowait => next,
+        M::Exchange(exchange::AMQPMethod::Bind(m)) if !m.nowait => next,
+        // The one reply whose number is not its request's plus one.
+        M::Exchange(exchange::AMQPMethod::Unbind(m)) if !m.nowait => Some((class, [51; 2])),
+        M::Exchange(_) => None,
+        M::Queue(queue::AMQPMethod::Declare(m)) if !m.nowait => next,
+        M::Queue(queue::AMQPMethod::Bind(m)) if !m.nowait => next,
+        M::Queue(queue::AMQPMethod::Purge(m)) if !m.nowait => next,
+        M::Queue(queue::AMQPMethod::Delete(m)) if !m.nowait => next,
+        M::Queue(queue::AMQPMethod::Unbind(_)) => next,
+        M::Queue(_) => None,
+        M::Tx(
+            tx::AMQPMethod::Select(_) | tx::AMQPMethod::Commit(_) | tx::AMQPMethod::Rollback(_),
+        ) => next,
+        M::Tx(_) => None,
+        M::Confirm(confirm::AMQPMethod::Select(m)) if !m.nowait => next,
+        M::Confirm(_) => None,
+        M::Connection(_) | M::Access(_) => None,
+    }
+}

@@ -1,0 +1,1059 @@
+//! The client's side of a connection, without a socket.
+//!
+//! Bytes go in by [`Connection::feed`] and come out of [`Connection::output`]; what happened goes to the `sink` that the
+//! caller passes. Time is an argument. The caller sends what is in the output, reports how much of it went
+//! ([`Connection::written`]), calls [`Connection::flush_acks`] before it writes, and [`Connection::tick`] at
+//! [`Connection::deadline`].
+//!
+//! What holds always:
+//!
+//! - Every request and every publishing in confirm mode that was accepted gets exactly one terminal event. When the
+//!   connection ends, that event is sent before [`Event::Down`], in the same call.
+//! - A message is appended to the output as a whole, so no two are ever interleaved on a channel.
+//! - Where `feed` stops, the output ends at a frame boundary: a heartbeat can be appended at any time.
+//! - The events do not depend on how the incoming bytes were cut.
+//!
+//! A soft error takes down one channel, a hard one everything. A peer that breaks the protocol is told so by
+//! `connection.close` and not waited for.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Instant;
+
+use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
+use super::confirms::fingerprint;
+use super::content::{self, Assembly, Content};
+use super::event::{
+    ChannelKey, CloseReason, ConsumerKey, DeliveryKey, Down, Event, Lost, Outcome, Refused, ReqId,
+};
+use super::handshake::{self, ClientConfig, ClientStep, HandshakeError, Tuned};
+use super::heartbeat::{Beat, Heartbeat};
+use super::unsettled::Settle;
+use crate::error::{ReplyCode, WireError};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection};
+use crate::wire::frame::put_heartbeat;
+use crate::wire::{AnyMethod, Frame, Props, Publish, Splitter, hot};
+
+/// Where events go. It is called while the connection is borrowed, so it notes and does not act.
+pub type Sink<'s> = dyn FnMut(Event<'_>) + 's;
+
+/// The largest body that is taken in, unless the configuration says otherwise: RabbitMQ's own limit.
+pub const DEFAULT_MAX_BODY: u64 = 128 << 20;
+
+/// A client's connection.
+pub struct Connection {
+    state: State,
+    out: Output,
+    splitter: Splitter,
+    beat: Heartbeat,
+    /// Index is the channel's number; 0 is the connection itself and stays empty.
+    channels: Vec<Option<Box<Channel>>>,
+    /// Numbers below `channels.len()` that are not in use; the lowest is taken first.
+    free: BinaryHeap<Reverse<u16>>,
+    /// Channels with acks that wait for the flush.
+    with_acks: Vec<u16>,
+    next_generation: u64,
+    next_request: u64,
+    next_consumer: u32,
+    is_blocked: bool,
+    max_body: u64,
+}
+
+enum State {
+    Handshake(handshake::Client),
+    Open(Tuned),
+    /// `connection.close` has been sent.
+    AwaitCloseOk,
+    Down,
+}
+
+impl Connection {
+    /// Starts the handshake: the protocol header is in the output at once.
+    ///
+    /// `epoch` is to differ from one connection to the next of the same user, so that a delivery of an earlier one is known
+    /// to be stale.
+    pub fn new(config: ClientConfig, epoch: u32, now: Instant) -> Self {
+        let mut out = Output::default();
+        let handshake = handshake::Client::start(config, &mut out.bytes);
+        Self {
+            state: State::Handshake(handshake),
+            out,
+            splitter: Splitter::new(),
+            beat: Heartbeat::new(0, now),
+            channels: vec![None],
+            free: BinaryHeap::new(),
+            with_acks: Vec::new(),
+            next_generation: u64::from(epoch) << 32,
+            next_request: 0,
+            next_consumer: 0,
+            is_blocked: false,
+            max_body: DEFAULT_MAX_BODY,
+        }
+    }
+
+    /// Takes bytes that have come and answers how many it used. The caller keeps the rest, which is less than a frame, and
+    /// feeds it again with what follows.
+    pub fn feed(&mut self, bytes: &[u8], now: Instant, sink: &mut Sink<'_>) -> usize {
+        if !bytes.is_empty() {
+            self.beat.read(now);
+        }
+        let mut used = 0;
+        loop {
+            let rest = &bytes[used..];
+            match &self.state {
+                State::Down => return bytes.len(),
+                State::Handshake(client) if client.awaits_first_frame() => {
+                    if let [b'A', b'M', b'Q', b'P', version @ ..] = rest {
+                        // No frame starts like this: it is the header of the protocol that the server speaks instead.
+                        let Some(version) = version.get(..4) else {
+                            return used;
+                        };
+                        let version = format!("AMQP {version:?}");
+                        let error = HandshakeError::Version(version);
+                        self.go_down(Down::Handshake(error), sink);
+                        continue;
+                    }
+                }
+                State::Handshake(_) | State::Open(_) | State::AwaitCloseOk => {}
+            }
+            let step = match self.splitter.next_frame(rest) {
+                Ok(None) => return used,
+                Ok(Some((frame, len))) => {
+                    used += len;
+                    self.frame(frame, &rest[len..], now, sink)
+                }
+                Err(error) => Err(error),
+            };
+            match step {
+                Ok(more) => used += more,
+                Err(error) => self.violation(error, sink),
+            }
+        }
+    }
+
+    /// The stream has ended, or failed with `error`.
+    pub fn stream_ended(&mut self, error: Option<String>, sink: &mut Sink<'_>) {
+        let down = match (&self.state, error) {
+            // The peer need not wait for us to read its close-ok.
+            (State::AwaitCloseOk, _) => Down::ClosedByUs,
+            (_, Some(error)) => Down::Io(error),
+            (_, None) => Down::Eof,
+        };
+        self.go_down(down, sink);
+    }
+
+    /// Gives up at once, without a word to the peer: a deadline of the caller's has passed, say.
+    pub fn give_up(&mut self, down: Down, sink: &mut Sink<'_>) {
+        self.go_down(down, sink);
+    }
+
+    /// Does what is due at `now`: sends a heartbeat, or finds the peer dead.
+    pub fn tick(&mut self, now: Instant, sink: &mut Sink<'_>) {
+        match self.beat.poll(now) {
+            Beat::Quiet => {}
+            Beat::Due => {
+                // Bytes that wait are proof enough once they go, and a peer that does not read needs no more of them.
+                if self.out.pending().is_empty() && !self.is_down() {
+                    put_heartbeat(&mut self.out.bytes);
+                }
+            }
+            Beat::Dead => {
+                let patience = self.beat.patience();
+                self.go_down(Down::HeartbeatMissed(patience), sink);
+            }
+        }
+    }
+
+    /// When [`Connection::tick`] is to be called next.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.is_down() {
+            return None;
+        }
+        self.beat.deadline()
+    }
+
+    /// The bytes to be sent.
+    pub fn output(&self) -> &[u8] {
+        self.out.pending()
+    }
+
+    /// `n` bytes of the output have been sent.
+    pub fn written(&mut self, n: usize, now: Instant) {
+        self.beat.wrote(now);
+        self.out.written(n);
+    }
+
+    /// Appends the acks that have been given since the last flush, merged. To be called once before each write.
+    pub fn flush_acks(&mut self) {
+        for id in self.with_acks.drain(..) {
+            if let Some(Some(channel)) = self.channels.get_mut(usize::from(id))
+                && channel.takes_requests()
+            {
+                channel.unsettled.flush(id, &mut self.out.bytes);
+            }
+        }
+    }
+
+    /// What was agreed upon, while the connection is open.
+    pub fn tuned(&self) -> Option<Tuned> {
+        match self.state {
+            State::Open(tuned) => Some(tuned),
+            State::Handshake(_) | State::AwaitCloseOk | State::Down => None,
+        }
+    }
+
+    /// Whether it has ended. There may still be output worth sending: the answer to a `connection.close`.
+    pub fn is_down(&self) -> bool {
+        matches!(self.state, State::Down)
+    }
+
+    /// Whether the broker has asked publishers to wait.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// How many channels are open, or are being opened or closed.
+    pub fn open_channels(&self) -> usize {
+        self.channels.len() - 1 - self.free.len()
+    }
+
+    /// How many publishings on a channel have no answer yet.
+    pub fn unconfirmed(&self, key: ChannelKey) -> usize {
+        let confirms = self.channel(key).and_then(|c| c.confirms.as_ref());
+        confirms.map_or(0, |confirms| confirms.len())
+    }
+
+    /// Starts to close the connection. [`Event::Down`] follows when the peer has answered; the caller watches the time.
+    ///
+    /// # Errors
+    /// [`Refused::NotOpen`] if there is nothing to close.
+    pub fn close(&mut self, code: ReplyCode, text: &str) -> Result<(), Refused> {
+        self.must_be_open()?;
+        self.flush_acks();
+        self.put_connection_close(code, text, 0, 0);
+        self.state = State::AwaitCloseOk;
+        Ok(())
+    }
+
+    /// Opens a channel with the lowest free number. It can be used at once; the reply to the request is `channel.open-ok`.
+    ///
+    /// # Errors
+    /// [`Refused::NotOpen`], [`Refused::NoChannelLeft`].
+    pub fn open_channel(&mut self) -> Result<(ChannelKey, ReqId), Refused> {
+        let tuned = self.must_be_open()?;
+        let id = match self.free.pop() {
+            Some(Reverse(id)) => id,
+            None => match u16::try_from(self.channels.len()) {
+                Ok(id) if id <= tuned.channel_max => {
+                    self.channels.push(None);
+                    id
+                }
+                Ok(_) | Err(_) => return Err(Refused::NoChannelLeft(tuned.channel_max)),
+            },
+        };
+        let key = ChannelKey {
+            id,
+            generation: self.next_generation,
+        };
+        self.next_generation += 1;
+        self.channels[usize::from(id)] = Some(Box::new(Channel::new(key, self.max_body)));
+        let open = Method::Channel(channel::AMQPMethod::Open(channel::Open {}));
+        let request = self.ask(key, &open, Purpose::Open)?;
+        Ok((key, request))
+    }
+
+    /// Closes a channel. Nothing can be sent on it any more; what still comes is dropped. The reply is `channel.close-ok`.
+    ///
+    /// # Errors
+    /// [`Refused::NotOpen`], [`Refused::ChannelGone`].
+    pub fn close_channel(
+        &mut self,
+        key: ChannelKey,
+        code: ReplyCode,
+        text: &str,
+    ) -> Result<ReqId, Refused> {
+        self.flush_acks();
+        let close = channel::Close {
+            reply_code: code.0,
+            reply_text: cold::short_text(text),
+            class_id: 0,
+            method_id: 0,
+        };
+        let close = Method::Channel(channel::AMQPMethod::Close(close));
+        let request = self.ask(key, &close, Purpose::Close)?;
+        if let Some(channel) = self.channel_mut(key) {
+            channel.stage = Stage::Closing;
+        }
+        Ok(request)
+    }
+
+    /// Sends a method that has a reply, on a channel. Requests may be pipelined: replies come in their order.
+    ///
+    /// `confirm.select` puts the channel in confirm mode from here on, so publishings may follow without waiting.
+    ///
+    /// # Errors
+    /// [`Refused::NotARequest`] for methods without a reply (`nowait`), and for those that have a function of their own here;
+    /// otherwise as [`Connection::close_channel`].
+    pub fn request(&mut self, key: ChannelKey, method: &Method) -> Result<ReqId, Refused> {
+        let purpose = match method {
+            Method::Basic(basic::AMQPMethod::Consume(_) | basic::AMQPMethod::Cancel(_))
+            | Method::Channel(channel::AMQPMethod::Open(_) | channel::AMQPMethod::Close(_)) => {
+                return Err(Refused::NotARequest);
+            }
+            Method::Basic(basic::AMQPMethod::Get(get)) => Purpose::Get { no_ack: get.no_ack },
+            Method::Basic(basic::AMQPMethod::Recover(_)) => Purpose::Recover,
+            _ => Purpose::Other,
+        };
+        let request = self.ask(key, method, purpose)?;
+        if let Method::Confirm(confirm::AMQPMethod::Select(_)) = method
+            && let Some(channel) = self.channel_mut(key)
+        {
+            channel.confirms.get_or_insert_default();
+        }
+        Ok(request)
+    }
+
+    /// Starts a consumer. An empty tag is replaced by one of our own, so that deliveries find their consumer without waiting
+    /// for the reply.
+    ///
+    /// # Errors
+    /// As [`Connection::request`].
+    pub fn consume(
+        &mut self,
+        key: ChannelKey,
+        mut method: basic::Consume,
+    ) -> Result<(ConsumerKey, ReqId), Refused> {
+        let consumer = ConsumerKey(self.next_consumer);
+        if method.consumer_tag.as_str().is_empty() {
+            method.consumer_tag = cold::short_text(&format!("sweepea-{}", consumer.0));
+        }
+        let entry = Consumer {
+            key: consumer,
+            tag: method.consumer_tag.as_str().into(),
+            no_ack: method.no_ack,
+            abandoned: false,
+        };
+        let method = Method::Basic(basic::AMQPMethod::Consume(method));
+        let request = self.ask(key, &method, Purpose::Consume(consumer))?;
+        self.next_consumer += 1;
+        if let Some(channel) = self.channel_mut(key) {
+            channel.add_consumer(entry);
+        }
+        Ok((consumer, request))
+    }
+
+    /// Ends a consumer. Deliveries may come until the reply does.
+    ///
+    /// # Errors
+    /// As [`Connection::request`]; [`Refused::ChannelGone`] also if the consumer has ended already.
+    pub fn cancel(&mut self, key: ChannelKey, consumer: ConsumerKey) -> Result<ReqId, Refused> {
+        let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
+        let tag = entry.ok_or(Refused::ChannelGone)?.tag.clone();
+        self.ask(key, &cancel_method(&tag), Purpose::Cancel(consumer))
+    }
+
+    /// Nobody waits for this reply any more. It is consumed in its turn without an event, and undone where it matters: a
+    /// consumer is cancelled and its deliveries go back, a message that was got goes back, a channel is closed.
+    pub fn abandon(&mut self, id: ReqId) {
+        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.channel))
+            && let Some(waiter) = channel.waiters.iter_mut().find(|w| w.n == id.n)
+        {
+            waiter.abandoned = true;
+            if let Purpose::Consume(key) = waiter.purpose
+                && let Some(consumer) = channel.consumer(key)
+            {
+                consumer.abandoned = true;
+            }
+        }
+    }
+
+    /// Appends a publishing as a whole. In confirm mode its number is answered, and an [`Event::Confirm`] will follow.
+    ///
+    /// `props` are encoded ([`PropsBuf::as_bytes`](crate::wire::PropsBuf::as_bytes)).
+    ///
+    /// # Errors
+    /// Nothing has been appended then. [`Refused::Blocked`] while the broker has asked publishers to wait.
+    #[inline]
+    pub fn publish(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: &[u8],
+    ) -> Result<Option<u64>, Refused> {
+        self.must_be_open()?;
+        if self.is_blocked {
+            return Err(Refused::Blocked);
+        }
+        let max_payload = self.splitter.max_payload();
+        let channel = find_mut(&mut self.channels, key).ok_or(Refused::ChannelGone)?;
+        if !channel.takes_requests() {
+            return Err(Refused::ChannelGone);
+        }
+        publish.put(&mut self.out.bytes, key.id, props, body, max_payload)?;
+        let Some(confirms) = &mut channel.confirms else {
+            return Ok(None);
+        };
+        let print = publish.mandatory.then(|| {
+            let message_id = Props::from_bytes(props).message_id();
+            fingerprint(publish.exchange, publish.routing_key, message_id)
+        });
+        Ok(Some(confirms.published(print)))
+    }
+
+    /// Settles a delivery. `false`, and nothing is sent, if it is not ours to settle any more: settled already, or its channel
+    /// or connection is gone and the broker has given the message back.
+    #[inline]
+    pub fn settle(&mut self, key: DeliveryKey, how: Settle) -> bool {
+        if !matches!(self.state, State::Open(_)) {
+            return false;
+        }
+        let Some(channel) = find_mut(&mut self.channels, key.channel) else {
+            return false;
+        };
+        if !channel.takes_requests() {
+            return false;
+        }
+        let had_acks = channel.unsettled.has_acks();
+        let settled = channel
+            .unsettled
+            .settle(key.tag, how, key.channel.id, &mut self.out.bytes);
+        if !had_acks && channel.unsettled.has_acks() {
+            self.with_acks.push(key.channel.id);
+        }
+        settled
+    }
+
+    fn must_be_open(&self) -> Result<Tuned, Refused> {
+        self.tuned().ok_or(Refused::NotOpen)
+    }
+
+    fn channel(&self, key: ChannelKey) -> Option<&Channel> {
+        let channel = self.channels.get(usize::from(key.id))?.as_deref()?;
+        (channel.key == key).then_some(channel)
+    }
+
+    fn channel_mut(&mut self, key: ChannelKey) -> Option<&mut Channel> {
+        find_mut(&mut self.channels, key)
+    }
+
+    /// Appends a request and notes who waits for the reply.
+    fn ask(
+        &mut self,
+        key: ChannelKey,
+        method: &Method,
+        purpose: Purpose,
+    ) -> Result<ReqId, Refused> {
+        self.must_be_open()?;
+        let reply = reply_to(method).ok_or(Refused::NotARequest)?;
+        let n = self.next_request;
+        let channel = find_mut(&mut self.channels, key).ok_or(Refused::ChannelGone)?;
+        if !channel.takes_requests() {
+            return Err(Refused::ChannelGone);
+        }
+        cold::put(&mut self.out.bytes, key.id, method);
+        channel.waiters.push_back(Waiter {
+            n,
+            reply,
+            purpose,
+            abandoned: false,
+        });
+        self.next_request += 1;
+        Ok(ReqId { channel: key.id, n })
+    }
+
+    /// One frame, and the bytes behind it, of which it may use some: answers how many.
+    #[inline]
+    fn frame(
+        &mut self,
+        frame: Frame<'_>,
+        rest: &[u8],
+        now: Instant,
+        sink: &mut Sink<'_>,
+    ) -> Result<usize, WireError> {
+        match frame {
+            Frame::Heartbeat => Ok(0),
+            Frame::Method {
+                channel: 0,
+                class,
+                method,
+                args,
+            } => self
+                .connection_method(cold::decode(class, method, args)?, now, sink)
+                .map(|()| 0),
+            Frame::Method {
+                channel,
+                class,
+                method,
+                args,
+            } => self.channel_method(channel, class, method, args, rest, sink),
+            Frame::Header { channel, raw } => {
+                self.content_frame(channel, sink, |assembly| assembly.header(raw))
+            }
+            Frame::Body { channel, data } => {
+                self.content_frame(channel, sink, |assembly| assembly.body(data))
+            }
+        }
+    }
+
+    /// Whether what comes on channels is to be dropped, because the connection is being closed.
+    fn drops_channels(&self, id: u16) -> Result<bool, WireError> {
+        match self.state {
+            State::Open(_) => Ok(false),
+            State::AwaitCloseOk | State::Down => Ok(true),
+            State::Handshake(_) => {
+                let detail = format_args!("frame on channel {id} before the connection was open");
+                Err(WireError::new(ReplyCode::CHANNEL_ERROR, detail))
+            }
+        }
+    }
+
+    fn content_frame(
+        &mut self,
+        id: u16,
+        sink: &mut Sink<'_>,
+        step: impl FnOnce(&mut Assembly) -> Result<Option<Content<'_>>, WireError>,
+    ) -> Result<usize, WireError> {
+        if self.drops_channels(id)? {
+            return Ok(0);
+        }
+        let channel = present(&mut self.channels, id)?;
+        if !channel.takes_requests() {
+            return Ok(0);
+        }
+        // The assembly lends out what it has put together, so it steps aside while the channel deals with that. An error
+        // ends the connection, and the assembly with it.
+        let mut assembly = std::mem::replace(&mut channel.assembly, Assembly::new(0));
+        if let Some(content) = step(&mut assembly)? {
+            let method = AnyMethod::decode(hot::BASIC, content.method, content.args)?;
+            self.content(id, method, content.props, content.body, sink)?;
+        }
+        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id)) {
+            channel.assembly = assembly;
+        }
+        Ok(0)
+    }
+
+    /// A complete message.
+    #[inline]
+    fn content(
+        &mut self,
+        id: u16,
+        method: AnyMethod<'_>,
+        props: Props<'_>,
+        body: Cow<'_, [u8]>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), WireError> {
+        let channel = present(&mut self.channels, id)?;
+        let out = &mut self.out.bytes;
+        match method {
+            AnyMethod::Deliver(deliver) => {
+                let key = DeliveryKey {
+                    channel: channel.key,
+                    tag: deliver.delivery_tag,
+                };
+                let Some(consumer) = channel.consumer_by_tag(deliver.consumer_tag) else {
+                    let detail =
+                        format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
+                    return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+                };
+                let (consumer, no_ack, abandoned) =
+                    (consumer.key, consumer.no_ack, consumer.abandoned);
+                if !channel.unsettled.delivered(key.tag, !no_ack) {
+                    return Err(bad_tag(hot::DELIVER, key.tag));
+                }
+                if !abandoned {
+                    sink(Event::Delivery {
+                        consumer,
+                        key,
+                        deliver,
+                        props,
+                        body,
+                    });
+                } else if !no_ack {
+                    let back = Settle::Nack { requeue: true };
+                    channel.unsettled.settle(key.tag, back, id, out);
+                }
+            }
+            AnyMethod::GetOk(get) => {
+                let key = DeliveryKey {
+                    channel: channel.key,
+                    tag: get.delivery_tag,
+                };
+                // Looked at first: a waiter that is not meant has to have its event when the connection ends over this.
+                let Some(&Waiter {
+                    purpose: Purpose::Get { no_ack },
+                    n,
+                    abandoned,
+                    ..
+                }) = channel.waiters.front()
+                else {
+                    let detail = format_args!("basic.get-ok, but no basic.get waits");
+                    return Err(bad_method(ReplyCode::COMMAND_INVALID, hot::GET_OK, detail));
+                };
+                if !channel.unsettled.delivered(key.tag, !no_ack) {
+                    return Err(bad_tag(hot::GET_OK, key.tag));
+                }
+                channel.waiters.pop_front();
+                if !abandoned {
+                    let id = ReqId { channel: id, n };
+                    sink(Event::Got {
+                        id,
+                        key,
+                        get,
+                        props,
+                        body,
+                    });
+                } else if !no_ack {
+                    let back = Settle::Nack { requeue: true };
+                    channel.unsettled.settle(key.tag, back, id, out);
+                }
+            }
+            AnyMethod::Return(reason) => {
+                let print = fingerprint(reason.exchange, reason.routing_key, props.message_id());
+                let seq = channel.confirms.as_mut().and_then(|c| c.returned(print));
+                let channel = channel.key;
+                sink(match seq {
+                    Some(seq) => {
+                        let outcome = Outcome::Returned {
+                            reason,
+                            props,
+                            body,
+                        };
+                        Event::Confirm {
+                            channel,
+                            seq,
+                            outcome,
+                        }
+                    }
+                    None => Event::Returned {
+                        channel,
+                        reason,
+                        props,
+                        body,
+                    },
+                });
+            }
+            // Only methods that a content follows begin one.
+            AnyMethod::Publish(_)
+            | AnyMethod::Ack(_)
+            | AnyMethod::Nack(_)
+            | AnyMethod::Reject(_)
+            | AnyMethod::Cold(_) => {}
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn channel_method(
+        &mut self,
+        id: u16,
+        class: u16,
+        method: u16,
+        args: &[u8],
+        rest: &[u8],
+        sink: &mut Sink<'_>,
+    ) -> Result<usize, WireError> {
+        if self.drops_channels(id)? {
+            return Ok(0);
+        }
+        let (splitter, max_body) = (self.splitter, self.max_body);
+        let channel = present(&mut self.channels, id)?;
+        if channel.stage == Stage::Closing {
+            return self.closing_channel_method(id, class, method, args, sink);
+        }
+        channel.assembly.method()?;
+        match AnyMethod::decode(class, method, args)? {
+            lead @ (AnyMethod::Deliver(_) | AnyMethod::GetOk(_) | AnyMethod::Return(_)) => {
+                let Some((props, body, used)) = content::whole(&splitter, id, max_body, rest)
+                else {
+                    channel.assembly.begin(method, args)?;
+                    return Ok(0);
+                };
+                self.content(id, lead, props, Cow::Borrowed(body), sink)?;
+                return Ok(used);
+            }
+            AnyMethod::Ack(ack) => {
+                confirmed(channel, ack.delivery_tag, ack.multiple, true, sink)?;
+            }
+            AnyMethod::Nack(nack) => {
+                confirmed(channel, nack.delivery_tag, nack.multiple, false, sink)?;
+            }
+            AnyMethod::Publish(_) | AnyMethod::Reject(_) => {
+                let detail = format_args!("method {method} of class {class} is not for clients");
+                return Err(bad_method(ReplyCode::COMMAND_INVALID, method, detail));
+            }
+            AnyMethod::Cold(method) => self.cold_method(id, method, sink)?,
+        }
+        Ok(0)
+    }
+
+    /// `channel.close` has been sent. Confirms still count, all else was sent before the peer knew.
+    fn closing_channel_method(
+        &mut self,
+        id: u16,
+        class: u16,
+        method: u16,
+        args: &[u8],
+        sink: &mut Sink<'_>,
+    ) -> Result<usize, WireError> {
+        let channel = present(&mut self.channels, id)?;
+        match (class, method) {
+            (hot::BASIC, hot::ACK | hot::NACK) => match AnyMethod::decode(class, method, args)? {
+                AnyMethod::Ack(m) => confirmed(channel, m.delivery_tag, m.multiple, true, sink)?,
+                AnyMethod::Nack(m) => confirmed(channel, m.delivery_tag, m.multiple, false, sink)?,
+                _ => {}
+            },
+            CHANNEL_CLOSE => {
+                // Both have closed at once: the peer will answer ours as well.
+                let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
+                cold::put(&mut self.out.bytes, id, &Method::Channel(ok));
+            }
+            CHANNEL_CLOSE_OK => {
+                let ours = channel.waiters.pop_back();
+                channel.fail(&Lost::ChannelClosedByUs, sink);
+                if let Some(waiter) = ours
+                    && !waiter.abandoned
+                {
+                    let id = channel.request_id(&waiter);
+                    let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
+                    let result = Ok(Method::Channel(ok));
+                    sink(Event::Reply { id, result });
+                }
+                self.forget_channel(id);
+            }
+            _ => {}
+        }
+        Ok(0)
+    }
+
+    fn cold_method(
+        &mut self,
+        id: u16,
+        method: Method,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), WireError> {
+        let channel = present(&mut self.channels, id)?;
+        let out = &mut self.out.bytes;
+        match method {
+            Method::Channel(channel::AMQPMethod::Close(close)) => {
+                let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
+                cold::put(out, id, &Method::Channel(ok));
+                let reason = CloseReason {
+                    code: ReplyCode(close.reply_code),
+                    text: close.reply_text.into(),
+                    class: close.class_id,
+                    method: close.method_id,
+                };
+                channel.fail(&Lost::ChannelClosed(reason.clone()), sink);
+                let channel = channel.key;
+                self.forget_channel(id);
+                let reason = &reason;
+                sink(Event::ChannelDown { channel, reason });
+                Ok(())
+            }
+            Method::Channel(channel::AMQPMethod::Flow(flow)) => {
+                let active = flow.active;
+                let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active });
+                cold::put(out, id, &Method::Channel(ok));
+                let channel = channel.key;
+                sink(Event::Flow { channel, active });
+                Ok(())
+            }
+            Method::Basic(basic::AMQPMethod::Cancel(cancel)) => {
+                if !cancel.nowait {
+                    let consumer_tag = cancel.consumer_tag.clone();
+                    let ok = basic::AMQPMethod::CancelOk(basic::CancelOk { consumer_tag });
+                    cold::put(out, id, &Method::Basic(ok));
+                }
+                if let Some(entry) = channel.consumer_by_tag(cancel.consumer_tag.as_str()) {
+                    let (consumer, abandoned) = (entry.key, entry.abandoned);
+                    channel.remove_consumer(consumer);
+                    let channel = channel.key;
+                    if !abandoned {
+                        sink(Event::Cancelled { channel, consumer });
+                    }
+                }
+                Ok(())
+            }
+            method => self.reply(id, method, sink),
+        }
+    }
+
+    /// The answer to the oldest request of a channel.
+    fn reply(&mut self, id: u16, method: Method, sink: &mut Sink<'_>) -> Result<(), WireError> {
+        let channel = present(&mut self.channels, id)?;
+        let came = (method.get_amqp_class_id(), method.get_amqp_method_id());
+        let fits = |waiter: &Waiter| {
+            let (class, methods) = waiter.reply;
+            came.0 == class && methods.contains(&came.1)
+        };
+        let Some(waiter) = take_front_if(&mut channel.waiters, fits) else {
+            let detail = format_args!(
+                "method {} of class {} answers nothing that was asked",
+                came.1, came.0
+            );
+            let error = WireError::new(ReplyCode::COMMAND_INVALID, detail);
+            return Err(error.in_method(came.0, came.1));
+        };
+        let key = channel.key;
+        match waiter.purpose {
+            Purpose::Open => channel.stage = Stage::Open,
+            Purpose::Cancel(consumer) => channel.remove_consumer(consumer),
+            Purpose::Recover => channel.unsettled.recovered(),
+            Purpose::Consume(_) | Purpose::Close | Purpose::Get { .. } | Purpose::Other => {}
+        }
+        if !waiter.abandoned {
+            let id = channel.request_id(&waiter);
+            let result = Ok(method);
+            sink(Event::Reply { id, result });
+            return Ok(());
+        }
+        // What nobody waited for is undone, by a request that nobody waits for either. Refused means that it is gone anyway.
+        let undo = match waiter.purpose {
+            Purpose::Open => self.close_channel(key, ReplyCode::SUCCESS, "abandoned"),
+            Purpose::Consume(consumer) => self.cancel(key, consumer),
+            _ => return Ok(()),
+        };
+        if let Ok(request) = undo {
+            self.abandon(request);
+        }
+        Ok(())
+    }
+
+    fn connection_method(
+        &mut self,
+        method: Method,
+        now: Instant,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), WireError> {
+        use connection::AMQPMethod as M;
+        match method {
+            Method::Connection(M::Close(close)) => {
+                let ok = M::CloseOk(connection::CloseOk {});
+                cold::put(&mut self.out.bytes, 0, &Method::Connection(ok));
+                self.go_down(
+                    match self.state {
+                        State::AwaitCloseOk => Down::ClosedByUs,
+                        _ => Down::ClosedByPeer(CloseReason {
+                            code: ReplyCode(close.reply_code),
+                            text: close.reply_text.into(),
+                            class: close.class_id,
+                            method: close.method_id,
+                        }),
+                    },
+                    sink,
+                );
+                return Ok(());
+            }
+            Method::Connection(M::CloseOk(_)) if matches!(self.state, State::AwaitCloseOk) => {
+                self.go_down(Down::ClosedByUs, sink);
+                return Ok(());
+            }
+            _ => {}
+        }
+        match std::mem::replace(&mut self.state, State::Down) {
+            State::Handshake(client) => {
+                self.state = match client.step(method, &mut self.out.bytes) {
+                    Ok(ClientStep::Continue(client)) => State::Handshake(client),
+                    Ok(ClientStep::Tuned(client, tuned)) => {
+                        self.splitter = Splitter::with_frame_max(tuned.frame_max as usize);
+                        self.beat = Heartbeat::new(tuned.heartbeat, now);
+                        State::Handshake(client)
+                    }
+                    Ok(ClientStep::Open(tuned)) => {
+                        sink(Event::Up(tuned));
+                        State::Open(tuned)
+                    }
+                    Err(HandshakeError::Violation(error)) => {
+                        self.state = State::AwaitCloseOk;
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        self.state = State::AwaitCloseOk;
+                        self.go_down(Down::Handshake(error), sink);
+                        return Ok(());
+                    }
+                };
+                Ok(())
+            }
+            State::AwaitCloseOk => {
+                self.state = State::AwaitCloseOk;
+                Ok(())
+            }
+            State::Open(tuned) => {
+                self.state = State::Open(tuned);
+                match method {
+                    Method::Connection(M::Blocked(blocked)) => {
+                        self.is_blocked = true;
+                        sink(Event::Blocked(blocked.reason.as_str()));
+                        Ok(())
+                    }
+                    Method::Connection(M::Unblocked(_)) => {
+                        self.is_blocked = false;
+                        sink(Event::Unblocked);
+                        Ok(())
+                    }
+                    method => {
+                        let (class, id) = (method.get_amqp_class_id(), method.get_amqp_method_id());
+                        let detail = "unexpected method in connection state running";
+                        Err(WireError::new(ReplyCode::CHANNEL_ERROR, detail).in_method(class, id))
+                    }
+                }
+            }
+            State::Down => Ok(()),
+        }
+    }
+
+    fn forget_channel(&mut self, id: u16) {
+        self.channels[usize::from(id)] = None;
+        self.free.push(Reverse(id));
+    }
+
+    fn put_connection_close(&mut self, code: ReplyCode, text: &str, class_id: u16, method_id: u16) {
+        let close = connection::Close {
+            reply_code: code.0,
+            reply_text: cold::short_text(text),
+            class_id,
+            method_id,
+        };
+        let close = Method::Connection(connection::AMQPMethod::Close(close));
+        cold::put(&mut self.out.bytes, 0, &close);
+    }
+
+    fn violation(&mut self, error: WireError, sink: &mut Sink<'_>) {
+        self.put_connection_close(error.code, &error.text, error.class, error.method);
+        self.go_down(Down::Violation(error), sink);
+    }
+
+    fn go_down(&mut self, down: Down, sink: &mut Sink<'_>) {
+        if self.is_down() {
+            return;
+        }
+        self.state = State::Down;
+        self.is_blocked = false;
+        let channels = std::mem::replace(&mut self.channels, vec![None]);
+        self.free.clear();
+        self.with_acks.clear();
+        let lost = Lost::ConnectionDown(down);
+        for mut channel in channels.into_iter().flatten() {
+            channel.fail(&lost, sink);
+        }
+        if let Lost::ConnectionDown(down) = &lost {
+            sink(Event::Down(down));
+        }
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("tuned", &self.tuned())
+            .field("is_down", &self.is_down())
+            .field("open_channels", &self.open_channels())
+            .field("output", &self.output().len())
+            .finish_non_exhaustive()
+    }
+}
+
+const CHANNEL_CLOSE: (u16, u16) = (20, 40);
+const CHANNEL_CLOSE_OK: (u16, u16) = (20, 41);
+
+fn find_mut(channels: &mut [Option<Box<Channel>>], key: ChannelKey) -> Option<&mut Channel> {
+    let channel = channels.get_mut(usize::from(key.id))?.as_deref_mut()?;
+    (channel.key == key).then_some(channel)
+}
+
+/// The channel that a frame names.
+fn present(channels: &mut [Option<Box<Channel>>], id: u16) -> Result<&mut Channel, WireError> {
+    let channel = channels.get_mut(usize::from(id));
+    channel.and_then(Option::as_deref_mut).ok_or_else(|| {
+        let detail = format_args!("frame on channel {id}, which is not open");
+        WireError::new(ReplyCode::CHANNEL_ERROR, detail)
+    })
+}
+
+fn take_front_if(
+    waiters: &mut VecDeque<Waiter>,
+    fits: impl FnOnce(&Waiter) -> bool,
+) -> Option<Waiter> {
+    if fits(waiters.front()?) {
+        waiters.pop_front()
+    } else {
+        None
+    }
+}
+
+fn cancel_method(tag: &str) -> Method {
+    Method::Basic(basic::AMQPMethod::Cancel(basic::Cancel {
+        consumer_tag: cold::short_text(tag),
+        nowait: false,
+    }))
+}
+
+/// The broker's answer to publishings.
+#[inline]
+fn confirmed(
+    channel: &mut Channel,
+    tag: u64,
+    multiple: bool,
+    is_ack: bool,
+    sink: &mut Sink<'_>,
+) -> Result<(), WireError> {
+    let key = channel.key;
+    let Some(confirms) = &mut channel.confirms else {
+        let method = if is_ack { hot::ACK } else { hot::NACK };
+        let detail = format_args!("a confirm on a channel that is not in confirm mode");
+        return Err(bad_method(ReplyCode::COMMAND_INVALID, method, detail));
+    };
+    confirms.answered(tag, multiple, |seq| {
+        let outcome = if is_ack { Outcome::Ack } else { Outcome::Nack };
+        sink(Event::Confirm {
+            channel: key,
+            seq,
+            outcome,
+        });
+    });
+    Ok(())
+}
+
+#[cold]
+fn bad_method(code: ReplyCode, method: u16, detail: std::fmt::Arguments<'_>) -> WireError {
+    WireError::new(code, detail).in_method(hot::BASIC, method)
+}
+
+#[cold]
+fn bad_tag(method: u16, tag: u64) -> WireError {
+    let detail = format_args!("delivery tag {tag} does not follow the last one");
+    bad_method(ReplyCode::NOT_ALLOWED, method, detail)
+}
+
+/// Bytes to be sent; the front of them may have been.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Output {
+    /// Room that is kept when all has been sent.
+    const KEEP: usize = 256 << 10;
+
+    fn pending(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn written(&mut self, n: usize) {
+        self.sent = (self.sent + n).min(self.bytes.len());
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.bytes.shrink_to(Self::KEEP);
+            self.sent = 0;
+        } else if self.sent > self.bytes.len() / 2 {
+            // Moves fewer bytes than have been sent since the last time, so each byte is moved once at most on average.
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+}
