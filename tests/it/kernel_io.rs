@@ -636,20 +636,17 @@ fn read_wait_answers_although_the_edge_is_spent() {
 #[test]
 fn a_bare_descriptor_is_asked_about_anew_for_every_wait() {
     run_virtual(async {
-        let (ours, theirs) = unix::UnixStream::pair()?;
-        let number = ours.as_raw_fd();
-        (&theirs).write_all(b"x")?;
-        traps::read_wait(&ours).await?;
-        drop((ours, theirs));
-        let (mut next, mut other) = unix::UnixStream::pair()?;
-        if other.as_raw_fd() == number {
-            std::mem::swap(&mut next, &mut other);
-        }
-        assert_eq!(next.as_raw_fd(), number);
-        let late = timeout_after(SECOND, traps::read_wait(&next)).await;
+        let (first, mut peer) = unix::UnixStream::pair()?;
+        let mut bare = OwnedFd::from(first);
+        peer.write_all(b"x")?;
+        traps::read_wait(&bare).await?;
+        // Another connection gets the number.
+        let (next, mut peer) = unix::UnixStream::pair()?;
+        rustix::io::dup2(&next, &mut bare)?;
+        let late = timeout_after(SECOND, traps::read_wait(&bare)).await;
         assert!(is_timeout(&late), "{late:?}");
-        other.write_all(b"x")?;
-        traps::read_wait(&next).await
+        peer.write_all(b"x")?;
+        traps::read_wait(&bare).await
     });
 }
 
