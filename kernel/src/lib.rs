@@ -55,11 +55,13 @@
 //! ([`AsFd`](std::os::fd::AsFd)) becomes readable when there is more to do. So it runs inside another event loop, which is how
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
+pub mod net;
 pub mod sync;
 pub mod traps;
 
 mod cancel;
 mod error;
+mod group;
 mod runtime;
 mod task;
 mod time;
@@ -70,6 +72,7 @@ pub use cancel::{
     set_cancellation, shield, take_cancellation,
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Reason, ResourceBusy, RunError};
+pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };

@@ -810,20 +810,21 @@ impl Source {
 
     /// After a `WouldBlock`: registered, and known not to be ready.
     fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<SourceId> {
-        match self.at.get() {
-            Some((kernel, source)) if kernel == core.serial => {
-                core.with(|state| state.reactor.clear_ready(source, direction));
-                Ok(source)
-            }
-            Some((kernel, _)) if runtime::exists(kernel) => Err(io::Error::other(
-                "this source is registered in another kernel; release it there first",
-            )),
-            Some(_) | None => {
-                let source = core.with(|state| state.reactor.register(self.fd))?;
-                self.at.set(Some((core.serial, source)));
-                Ok(source)
+        if let Some((kernel, source)) = self.at.get() {
+            if kernel == core.serial {
+                if core.with(|state| state.reactor.exhaust(source, direction)) {
+                    return Ok(source);
+                }
+                // Released by its descriptor: `io_release` knows nothing of us.
+            } else if runtime::exists(kernel) {
+                return Err(io::Error::other(
+                    "this source is registered in another kernel; release it there first",
+                ));
             }
         }
+        let source = core.with(|state| state.reactor.register(self.fd))?;
+        self.at.set(Some((core.serial, source)));
+        Ok(source)
     }
 }
 
@@ -841,6 +842,14 @@ pub struct ReadyOp<'a, F> {
     op: F,
     wait: Wait,
     at: &'static Location<'static>,
+}
+
+impl<F> ReadyOp<'_, F> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that makes several calls, not inside it.
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
 }
 
 impl<F> Unpin for ReadyOp<'_, F> {}

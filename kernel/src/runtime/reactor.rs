@@ -3,7 +3,8 @@
 //! mio is edge-triggered where Curio's selector is level-triggered: it tells once that a socket became readable, and not
 //! again before somebody has emptied it. So each source keeps what is known of its readiness in two bits. An event sets a bit; a
 //! system call that answers `WouldBlock`, or that moved less than it was asked to, clears it; a task waits only while
-//! the bit is clear. An echo costs three system calls: wait, read, write.
+//! the bit is clear. An echo costs three system calls: wait, read, write. The end of a stream is told once too, perhaps together
+//! with its last bytes: a read that moved less than asked does not clear a bit that also stands for the end.
 //!
 //! A source is registered once, for both directions, the first time a task has to wait for it: adding a descriptor
 //! reports readiness that is already there, so nothing is missed, and a connection that never blocks costs no registration. The poller's token carries
@@ -41,6 +42,8 @@ struct Source {
     fd: RawFd,
     generation: u32,
     ready: [bool; 2],
+    /// The direction has ended or is broken: no call in it will block again, however little the last one moved.
+    ended: [bool; 2],
     /// The node that waits for each direction.
     waiting: [u32; 2],
     /// Waits that hold a bare descriptor's registration; 0 for a source that holds its own.
@@ -127,6 +130,7 @@ impl Reactor {
             fd,
             generation: self.generation,
             ready: [false; 2],
+            ended: [false; 2],
             waiting: [NIL; 2],
             watchers: 0,
         });
@@ -168,10 +172,21 @@ impl Reactor {
             .is_none_or(|source| source.ready[direction as usize])
     }
 
+    /// A call moved less than it was asked to.
     pub(crate) fn clear_ready(&mut self, id: SourceId, direction: Direction) {
         if let Some(source) = self.get(id) {
-            source.ready[direction as usize] = false;
+            source.ready[direction as usize] = source.ended[direction as usize];
         }
+    }
+
+    /// A call answered `WouldBlock`, which proves more than any event. False if the source is gone.
+    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> bool {
+        let Some(source) = self.get(id) else {
+            return false;
+        };
+        source.ready[direction as usize] = false;
+        source.ended[direction as usize] = false;
+        true
     }
 
     /// The nodes that wait to read from and to write to it, `NIL` for none.
@@ -232,6 +247,8 @@ impl State {
                 event.is_readable() || event.is_read_closed() || failed,
                 event.is_writable() || event.is_write_closed() || failed,
             ];
+            source.ended[0] |= event.is_read_closed();
+            source.ended[1] |= event.is_write_closed();
             let mut fired = [NIL; 2];
             for side in 0..2 {
                 if told[side] {

@@ -1,0 +1,43 @@
+//! Sockets: TCP, Unix, UDP, and buffered streams over them.
+//!
+//! Every type here is an [`Io`], a descriptor in non-blocking mode whose readiness the kernel remembers. A call is tried at once and waits only
+//! if it would block, as in Curio; only then is it a cancellation point. Methods take `&self`, so that one task reads
+//! while another writes; two tasks that wait for the same direction are a mistake, and the second is told
+//! [`ResourceBusy`](crate::ResourceBusy).
+//!
+//! ```
+//! use kernel::net::{TcpListener, TcpStream};
+//!
+//! # kernel::run(async {
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let server = listener.local_addr()?;
+//! let echo = kernel::spawn(async move {
+//!     let (client, _) = listener.accept().await?;
+//!     let mut buf = [0; 1024];
+//!     loop {
+//!         match client.read(&mut buf).await? {
+//!             0 => return std::io::Result::Ok(()),
+//!             n => client.write_all(&buf[..n]).await?,
+//!         }
+//!     }
+//! });
+//!
+//! let stream = TcpStream::connect(server).await?;
+//! stream.write_all(b"hello").await?;
+//! let mut answer = [0; 5];
+//! assert_eq!(stream.read(&mut answer).await?, 5);
+//! assert_eq!(&answer, b"hello");
+//! drop(stream);
+//! echo.join().await.unwrap()?;
+//! # std::io::Result::Ok(()) }).unwrap().unwrap();
+//! ```
+
+mod address;
+mod io;
+mod tcp;
+mod unix;
+
+pub use address::Address;
+pub use io::{Incomplete, Io};
+pub use tcp::{TcpListener, TcpStream};
+pub use unix::{UnixListener, UnixStream};
