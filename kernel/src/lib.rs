@@ -56,6 +56,8 @@
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
 pub mod net;
+pub mod process;
+pub mod signal;
 pub mod sync;
 pub mod traps;
 
