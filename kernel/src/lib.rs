@@ -56,11 +56,14 @@
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
 pub mod net;
+pub mod process;
+pub mod signal;
 pub mod sync;
 pub mod traps;
 
 mod cancel;
 mod error;
+mod group;
 mod runtime;
 mod task;
 mod time;
@@ -70,7 +73,8 @@ pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
 };
-pub use error::{Interrupt, JoinError, MaybeInterrupt, Reason, ResourceBusy, RunError};
+pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
+pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };

@@ -20,7 +20,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::message::{self, Failure, RespondTo, TaskMessage};
+use crate::message::{self, Failure, Next, RespondTo, TaskMessage};
 use crate::outcome::{Marks, Outcome, Reason, Settlement};
 use crate::retry::Policy;
 
@@ -35,6 +35,10 @@ pub struct Incoming {
     pub correlation_id: Option<String>,
     /// What earlier attempts left in the headers.
     pub marks: Marks,
+    /// Whether the sender wants to hear of attempts that fail (header `x-olive-interim`).
+    pub interim: bool,
+    /// How many retries the sender grants, if that is not the app's business (header `x-olive-max-retries`).
+    pub max_retries: Option<u32>,
 }
 
 /// A delivery on its way through: what must be known of it to run it and to settle it.
@@ -48,6 +52,9 @@ pub struct Job {
     pub message: Result<Arc<TaskMessage>, Vec<u8>>,
     correlation_id: String,
     reply_to: Vec<RespondTo>,
+    /// Where failed attempts are told of, the last one excepted.
+    interim: Option<RespondTo>,
+    max_retries: Option<u32>,
 }
 
 impl Job {
@@ -75,6 +82,8 @@ pub fn accept(incoming: Incoming, max_body: usize) -> (Job, Option<Outcome>) {
         reply_to,
         correlation_id,
         marks,
+        interim,
+        max_retries,
     } = incoming;
     let by_property = reply_to.filter(|queue| !queue.is_empty());
     let mut reply_to: Vec<RespondTo> = by_property
@@ -84,6 +93,7 @@ pub fn accept(incoming: Incoming, max_body: usize) -> (Job, Option<Outcome>) {
         })
         .into_iter()
         .collect();
+    let interim = reply_to.first().filter(|_| interim).cloned();
     let correlation_id = correlation_id.filter(|id| !id.is_empty());
     let refuse = |reason, text: String| Outcome::Refused {
         reason,
@@ -121,6 +131,8 @@ pub fn accept(incoming: Incoming, max_body: usize) -> (Job, Option<Outcome>) {
             message,
             correlation_id,
             reply_to,
+            interim,
+            max_retries,
         },
         outcome,
     )
@@ -155,37 +167,57 @@ pub enum Publication {
 /// What to do about an outcome, in this order; then ack.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// How long to wait first.
+    /// What to publish at once.
+    pub first: Option<Publication>,
+    /// How long to wait then.
     pub wait: Duration,
-    /// What to publish then, all of it.
+    /// What to publish after that, all of it.
     pub publish: Vec<Publication>,
 }
 
 /// Turns an outcome into what must be published for it. `roll` is a random number of 0..1 for the backoff.
 #[must_use]
 pub fn plan(job: &Job, outcome: &Outcome, policy: &Policy, roll: f64, now: SystemTime) -> Plan {
+    let policy = Policy {
+        max_retries: job.max_retries.unwrap_or(policy.max_retries),
+        ..*policy
+    };
     let answer = outcome.answer();
+    let reply = |to: &RespondTo, body: Vec<u8>| Publication::Reply {
+        to: to.clone(),
+        correlation_id: job.correlation_id.clone(),
+        body,
+    };
     let replies = |mut publish: Vec<Publication>| {
-        let body = match &answer {
-            Ok(result) => message::success(&job.tid, result, now),
-            Err(failure) => message::failure(&job.tid, failure, now),
-        };
-        publish.extend(job.reply_to.iter().map(|to| Publication::Reply {
-            to: to.clone(),
-            correlation_id: job.correlation_id.clone(),
-            body: body.clone(),
-        }));
+        if !job.reply_to.is_empty() {
+            let body = match &answer {
+                Ok(result) => message::success(&job.tid, result, now),
+                Err(failure) => message::failure(&job.tid, failure, now),
+            };
+            publish.extend(job.reply_to.iter().map(|to| reply(to, body.clone())));
+        }
         Plan {
+            first: None,
             wait: Duration::ZERO,
             publish,
         }
     };
-    match outcome.settle(job.marks, policy, roll) {
+    match outcome.settle(job.marks, &policy, roll) {
         Settlement::Reply => replies(vec![]),
-        Settlement::Retry { delay, marks } => Plan {
-            wait: delay,
-            publish: vec![Publication::Again { marks }],
-        },
+        Settlement::Retry { delay, marks } => {
+            let first = job.interim.as_ref().zip(answer.as_ref().err());
+            let next = Next {
+                attempt: job.marks.attempt,
+                of: outcome.attempts(job.marks, &policy),
+                after: delay,
+            };
+            Plan {
+                first: first
+                    .map(|(to, failure)| reply(to, message::retry(&job.tid, failure, next, now))),
+                wait: delay,
+                publish: vec![Publication::Again { marks }],
+            }
+        }
         Settlement::Dead(reason) => {
             let error = answer
                 .as_ref()
@@ -395,6 +427,7 @@ mod tests {
         assert_eq!(
             first,
             Plan {
+                first: None,
                 wait: Duration::from_secs(2),
                 publish: vec![Publication::Again { marks }]
             }
@@ -409,6 +442,50 @@ mod tests {
             }
         );
         assert_eq!(addresses(&last), [("", "q", "t")]);
+    }
+
+    #[test]
+    fn whoever_asks_hears_of_a_failed_attempt_where_the_reply_will_come() {
+        let job = accepted(Incoming {
+            reply_to: Some("q".into()),
+            interim: true,
+            ..incoming(r#"{"func":"f","tid":"t","resp_exchange":"x","resp_routing_key":"k"}"#)
+        });
+        let plan = planned(&job, &failed());
+        let Some(Publication::Reply { to, body, .. }) = &plan.first else {
+            panic!("{plan:?}")
+        };
+        assert_eq!((to.exchange.as_str(), to.routing_key.as_str()), ("", "q"));
+        let next = Next {
+            attempt: 1,
+            of: 2,
+            after: Duration::from_secs(2),
+        };
+        assert_eq!(
+            message::Reply::decode(body),
+            Ok(message::Heard::Retry(Failure::new("E", "text"), Some(next)))
+        );
+        let last = Job {
+            marks: Marks {
+                attempt: 2,
+                crashes: 0,
+            },
+            ..job
+        };
+        let plan = planned(&last, &failed());
+        assert_eq!((plan.first.as_ref(), addresses(&plan).len()), (None, 2));
+    }
+
+    #[test]
+    fn the_sender_may_say_how_often_it_is_tried_again() {
+        let never = accepted(Incoming {
+            max_retries: Some(0),
+            ..incoming(r#"{"func":"f"}"#)
+        });
+        assert!(matches!(
+            planned(&never, &failed()).publish[0],
+            Publication::Dead { .. }
+        ));
     }
 
     #[test]

@@ -373,6 +373,39 @@ pub fn success(tid: &str, result: &[u8], now: SystemTime) -> Vec<u8> {
 /// Body of a reply that tells of a failure.
 #[must_use]
 pub fn failure(tid: &str, failure: &Failure, now: SystemTime) -> Vec<u8> {
+    let status = if failure.kind == "TaskRevokedError" {
+        "REVOKED"
+    } else {
+        "FAILURE"
+    };
+    reply(tid, status, &raised(failure), Some(&failure.trace), now)
+}
+
+/// Body of a reply that tells of an attempt that failed, while another is to come (celery's `RETRY`).
+#[must_use]
+pub fn retry(tid: &str, failure: &Failure, next: Next, now: SystemTime) -> Vec<u8> {
+    let mut out = reply(tid, "RETRY", &raised(failure), Some(&failure.trace), now);
+    out.pop();
+    let Next { attempt, of, after } = next;
+    let after = after.as_secs_f64();
+    out.extend_from_slice(
+        format!(",\"attempt\":{attempt},\"of\":{of},\"after\":{after}}}").as_bytes(),
+    );
+    out
+}
+
+/// Which attempt it was that failed, and when the next one comes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Next {
+    /// The attempt that failed, from 1.
+    pub attempt: u32,
+    /// How many there will be if all the others fail the same way.
+    pub of: u32,
+    /// How long until the next.
+    pub after: Duration,
+}
+
+fn raised(failure: &Failure) -> Vec<u8> {
     #[derive(Serialize)]
     struct Raised<'a> {
         exc_type: &'a str,
@@ -384,13 +417,7 @@ pub fn failure(tid: &str, failure: &Failure, now: SystemTime) -> Vec<u8> {
         exc_message: [&failure.message],
         exc_module: &failure.module,
     };
-    let raised = serde_json::to_vec(&raised).expect("strings always encode");
-    let status = if failure.kind == "TaskRevokedError" {
-        "REVOKED"
-    } else {
-        "FAILURE"
-    };
-    reply(tid, status, &raised, Some(&failure.trace), now)
+    serde_json::to_vec(&raised).expect("strings always encode")
 }
 
 fn reply(tid: &str, status: &str, result: &[u8], trace: Option<&str>, now: SystemTime) -> Vec<u8> {
@@ -416,9 +443,23 @@ pub struct Reply {
     pub result: Result<String, Failure>,
 }
 
+/// What a reply body says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// The task has ended.
+    End(Reply),
+    /// An attempt failed, another will come. Celery's own `RETRY` does not say which and when.
+    Retry(Failure, Option<Next>),
+    /// The task goes on (`STARTED`, `PROGRESS`).
+    News,
+}
+
 impl Reply {
-    /// Decodes a reply body; `None` for one that tells of progress only (`STARTED`, `PROGRESS`, `RETRY`).
-    pub fn decode(body: &[u8]) -> Result<Option<Self>, String> {
+    /// Decodes a reply body.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn decode(body: &[u8]) -> Result<Heard, String> {
         #[derive(Deserialize)]
         struct In<'a> {
             status: String,
@@ -426,13 +467,9 @@ impl Reply {
             result: &'a RawValue,
             traceback: Option<String>,
             task_id: String,
-        }
-        #[derive(Deserialize)]
-        struct Raised {
-            exc_type: String,
-            #[serde(default)]
-            exc_message: serde_json::Value,
-            exc_module: Option<String>,
+            attempt: Option<u32>,
+            of: Option<u32>,
+            after: Option<f64>,
         }
         let text = std::str::from_utf8(body).map_err(|_| "reply is not UTF-8".to_owned())?;
         let strict = strict(text);
@@ -443,40 +480,57 @@ impl Reply {
             "SUCCESS" => {
                 let start = reply.result.get().as_ptr().addr() - strict.as_ptr().addr();
                 let result = text[start..start + reply.result.get().len()].to_owned();
-                Ok(Some(Self {
-                    tid,
-                    result: Ok(result),
-                }))
+                let result = Ok(result);
+                Ok(Heard::End(Self { tid, result }))
             }
             "FAILURE" | "REVOKED" => {
-                let raised: Raised = serde_json::from_str(reply.result.get())
-                    .map_err(|e| format!("failure is not understood: {e}"))?;
-                let message = match &raised.exc_message {
-                    serde_json::Value::String(text) => text.clone(),
-                    serde_json::Value::Array(parts) => match parts.as_slice() {
-                        [serde_json::Value::String(text)] => text.clone(),
-                        parts => parts
-                            .iter()
-                            .map(ToString::to_string)
-                            .collect::<Vec<_>>()
-                            .join(", "),
-                    },
-                    other => other.to_string(),
-                };
-                let failure = Failure {
-                    kind: raised.exc_type,
-                    module: raised.exc_module.unwrap_or_default(),
-                    message,
-                    trace: reply.traceback.unwrap_or_default(),
-                };
-                Ok(Some(Self {
-                    tid,
-                    result: Err(failure),
-                }))
+                let result = Err(told(reply.result, reply.traceback)?);
+                Ok(Heard::End(Self { tid, result }))
             }
-            _ => Ok(None),
+            "RETRY" => {
+                let after = reply
+                    .after
+                    .and_then(|s| Duration::try_from_secs_f64(s).ok());
+                let next = match (reply.attempt, reply.of, after) {
+                    (Some(attempt), Some(of), Some(after)) => Some(Next { attempt, of, after }),
+                    _ => None,
+                };
+                Ok(Heard::Retry(told(reply.result, reply.traceback)?, next))
+            }
+            _ => Ok(Heard::News),
         }
     }
+}
+
+/// Reads celery's failure object.
+fn told(result: &RawValue, trace: Option<String>) -> Result<Failure, String> {
+    #[derive(Deserialize)]
+    struct Raised {
+        exc_type: String,
+        #[serde(default)]
+        exc_message: serde_json::Value,
+        exc_module: Option<String>,
+    }
+    let raised: Raised = serde_json::from_str(result.get())
+        .map_err(|e| format!("failure is not understood: {e}"))?;
+    let message = match &raised.exc_message {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(parts) => match parts.as_slice() {
+            [serde_json::Value::String(text)] => text.clone(),
+            parts => parts
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+        },
+        other => other.to_string(),
+    };
+    Ok(Failure {
+        kind: raised.exc_type,
+        module: raised.exc_module.unwrap_or_default(),
+        message,
+        trace: trace.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -655,7 +709,7 @@ mod tests {
         assert_eq!(bad["traceback"], "T\n");
         assert_eq!(
             Reply::decode(&failure("t", &failed, now)),
-            Ok(Some(Reply {
+            Ok(Heard::End(Reply {
                 tid: "t".into(),
                 result: Err(failed)
             }))
@@ -663,17 +717,33 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_attempt_says_which_it_was_and_when_the_next_one_comes() {
+        let failed = Failure::new("E", "text").with_trace("T");
+        let next = Next {
+            attempt: 1,
+            of: 4,
+            after: Duration::from_millis(1250),
+        };
+        let body = retry("t", &failed, next, SystemTime::UNIX_EPOCH);
+        assert_eq!(Reply::decode(&body), Ok(Heard::Retry(failed, Some(next))));
+        let celerys =
+            br#"{"status":"RETRY","result":{"exc_type":"E"},"traceback":null,"task_id":"t"}"#;
+        assert!(matches!(Reply::decode(celerys), Ok(Heard::Retry(_, None))));
+    }
+
+    #[test]
     fn a_result_that_only_python_can_write_comes_through() {
-        let reply = Reply::decode(&success("t", b"[NaN, \"NaN\"]", SystemTime::UNIX_EPOCH))
-            .unwrap()
-            .unwrap();
+        let body = success("t", b"[NaN, \"NaN\"]", SystemTime::UNIX_EPOCH);
+        let Ok(Heard::End(reply)) = Reply::decode(&body) else {
+            panic!("a result")
+        };
         assert_eq!(reply.result.as_deref(), Ok("[NaN, \"NaN\"]"));
     }
 
     #[test]
     fn news_on_the_way_is_not_a_result() {
         let body = br#"{"status":"PROGRESS","result":{"done":3},"traceback":null,"task_id":"t"}"#;
-        assert_eq!(Reply::decode(body), Ok(None));
+        assert_eq!(Reply::decode(body), Ok(Heard::News));
     }
 
     #[test]

@@ -156,6 +156,20 @@ impl Outcome {
         }
     }
 
+    /// How many attempts there will have been if all that are left end as this one did.
+    #[must_use]
+    pub fn attempts(&self, marks: Marks, policy: &Policy) -> u32 {
+        let left = match self {
+            Self::Failed(_) | Self::RetryAsked { .. } | Self::TimedOut { .. } => {
+                let failed_before = marks.attempt.saturating_sub(marks.crashes + 1);
+                policy.max_retries.saturating_sub(failed_before)
+            }
+            Self::Lost { .. } => policy.max_crashes.saturating_sub(marks.crashes),
+            Self::Done(_) | Self::Permanent(_) | Self::Refused { .. } => 0,
+        };
+        marks.attempt.saturating_add(left)
+    }
+
     /// What the submitter is told when this outcome is the last one; `Err` carries the failure.
     pub fn answer(&self) -> Result<&[u8], Failure> {
         match self {
@@ -334,6 +348,25 @@ mod tests {
             ),
             (4, Reason::Timeout)
         );
+    }
+
+    #[test]
+    fn the_number_of_attempts_is_known_from_the_first_on() {
+        let lost = Outcome::Lost {
+            how: "signal 9".into(),
+            last_words: String::new(),
+        };
+        for outcome in [Outcome::Failed(failure()), lost] {
+            let (mut marks, promised) = (
+                Marks::default(),
+                outcome.attempts(Marks::default(), &POLICY),
+            );
+            while let Settlement::Retry { marks: next, .. } = outcome.settle(marks, &POLICY, 0.5) {
+                marks = next;
+                assert_eq!(outcome.attempts(marks, &POLICY), promised);
+            }
+            assert_eq!(marks.attempt, promised, "{outcome:?}");
+        }
     }
 
     #[test]

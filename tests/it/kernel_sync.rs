@@ -8,11 +8,12 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use kernel::sync::{
-    Broken, Event, LifoQueue, PriorityQueue, Queue, QueueError, TryGetError, TryPutError, promise,
+    BoundedSemaphore, Broken, Condition, Event, LifoQueue, Lock, PriorityQueue, Queue, QueueError,
+    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, promise,
 };
 use kernel::{
-    Builder, Interrupt, RunError, ThreadPool, VirtualClock, run_in_thread, sleep, spawn,
-    timeout_after, yield_now,
+    Builder, GroupError, Interrupt, JoinError, RunError, TaskGroup, ThreadPool, VirtualClock, Wait,
+    group, interruptible, run_in_thread, sleep, spawn, timeout_after, yield_now,
 };
 
 /// Runs `main` on a clock that jumps.
@@ -417,6 +418,76 @@ fn closing_tells_every_waiter_once_the_last_item_is_gone() {
     });
 }
 
+/// Whatever is aborted, cancelled or overtaken: no item is lost or doubled, and nobody waits who need not.
+#[test]
+fn a_queue_loses_nothing_under_random_cancellation() {
+    for seed in 0..500_u64 {
+        run(random_traffic(seed));
+    }
+}
+
+async fn random_traffic(seed: u64) {
+    let mut state = seed;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let queue = Rc::new(Queue::new(Some(2)));
+    let (put, got) = (Log::default(), Log::default());
+    let (mut getters, mut putters) = (Vec::new(), Vec::new());
+    for n in 0..100 {
+        let (queue, put, got) = (queue.clone(), put.clone(), got.clone());
+        match random(10) {
+            0 | 1 => getters.push(spawn(async move {
+                if let Ok(item) = queue.get().await {
+                    got.add(item);
+                }
+            })),
+            2 | 3 => putters.push(spawn(async move {
+                if queue.put(n).await.is_ok() {
+                    put.add(n);
+                }
+            })),
+            kind @ 4..=7 => {
+                let tasks = if kind % 2 == 0 { &getters } else { &putters };
+                if let Some(task) = tasks.get(random(tasks.len().max(1))) {
+                    if kind < 6 {
+                        task.abort();
+                    } else {
+                        task.request_cancel("at random");
+                    }
+                }
+            }
+            8 => {
+                if let Ok(item) = queue.try_get() {
+                    got.add(item);
+                } else if queue.try_put(n).is_ok() {
+                    put.add(n);
+                }
+            }
+            _ => yield_now().await.unwrap(),
+        }
+    }
+    sleep(ms(1)).await.unwrap();
+    let waits = |task: &kernel::Task<()>| !task.is_terminated();
+    assert!(
+        queue.is_empty() || !getters.iter().any(waits),
+        "seed {seed}"
+    );
+    assert!(queue.is_full() || !putters.iter().any(waits), "seed {seed}");
+    for task in putters {
+        task.abort();
+    }
+    while let Ok(item) = queue.try_get() {
+        got.add(item);
+    }
+    put.0.borrow_mut().sort();
+    got.0.borrow_mut().sort();
+    assert_eq!(put.0, got.0, "seed {seed}");
+}
+
 /// Every get of a backlog is ready at once, but the kernel's other tasks get their turn.
 #[test]
 fn a_task_that_never_waits_at_a_queue_lets_others_run() {
@@ -600,9 +671,492 @@ fn an_interrupted_wait_for_a_promise_can_be_repeated_and_an_unwanted_value_comes
     });
 }
 
+/// Accepts: curio/sync/uevent_get_wait, curio/sync/uevent_get_wait_timeout
+#[test]
+fn a_universal_event_joins_tasks_and_can_be_interrupted() {
+    run(async {
+        let event = UniversalEvent::new();
+        let tasks = [spawn(event.wait()), spawn(event.wait())];
+        yield_now().await.unwrap();
+        assert!(!tasks[0].is_terminated());
+        tasks[0].cancel().await.unwrap();
+        assert_eq!(tasks[0].join().await.unwrap(), Err(Interrupt::cancelled()));
+        event.set();
+        event.clear();
+        tasks[1].join().await.unwrap().unwrap();
+        event.set();
+        event.wait().await.unwrap();
+    });
+    // Real time: a virtual clock stands still while an answer from elsewhere may come.
+    let event = UniversalEvent::new();
+    kernel::run(async {
+        let late = timeout_after(ms(1), event.wait()).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+    })
+    .unwrap();
+}
+
+/// Accepts: curio/sync/uevent_get_twait
+#[test]
+fn a_universal_event_joins_threads_and_kernels() {
+    let (there, back) = (UniversalEvent::new(), UniversalEvent::new());
+    let thread = std::thread::spawn({
+        let (there, back) = (there.clone(), back.clone());
+        move || {
+            assert!(there.wait_blocking(None));
+            back.set();
+        }
+    });
+    kernel::run(async {
+        let waiter = spawn(back.wait());
+        yield_now().await.unwrap();
+        there.set();
+        waiter.join().await.unwrap().unwrap();
+    })
+    .unwrap();
+    thread.join().unwrap();
+    there.clear();
+    assert!(!there.wait_blocking(Some(ms(1))));
+}
+
+// ---- locks and semaphores
+
+/// Accepts: curio/sync/lock_sequence
+#[test]
+fn a_lock_is_handed_over_in_the_order_of_asking() {
+    let log = Log::default();
+    run(async {
+        let lock = Rc::new(Lock::new(()));
+        let tasks: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .map(|label| {
+                let (lock, log) = (lock.clone(), log.clone());
+                spawn(async move {
+                    log.add(format!("{label} asks, {}", lock.is_locked()));
+                    let guard = lock.acquire().await.unwrap();
+                    log.add(format!("{label} holds"));
+                    sleep(ms(250)).await.unwrap();
+                    drop(guard);
+                    log.add(format!("{label} lets go, {}", lock.is_locked()));
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.join().await.unwrap();
+        }
+    });
+    log.assert(&[
+        "a asks, false",
+        "a holds",
+        "b asks, true",
+        "c asks, true",
+        "a lets go, true",
+        "b holds",
+        "b lets go, true",
+        "c holds",
+        "c lets go, false",
+    ]);
+}
+
+/// Accepts: curio/sync/lock_acquire_cancel, curio/sync/lock_acquire_timeout
+#[test]
+fn waiting_for_a_lock_can_be_interrupted_and_leaves_nobody_in_line() {
+    run(async {
+        let lock = Rc::new(Lock::new(5));
+        let guard = lock.acquire().await.unwrap();
+        let waiter = lock.clone();
+        let task = spawn(async move { waiter.acquire().await.map(|guard| *guard) });
+        sleep(ms(1000)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Err(Interrupt::cancelled()));
+        let late = timeout_after(ms(500), lock.acquire()).await;
+        assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
+        drop(guard);
+        assert!(!lock.is_locked());
+    });
+}
+
+#[test]
+fn a_task_cancelled_after_the_hand_over_has_the_lock_and_a_dropped_one_hands_it_on() {
+    run(async {
+        let lock = Rc::new(Lock::new(Vec::new()));
+        let tasks: Vec<_> = (0..3)
+            .map(|n| {
+                let lock = lock.clone();
+                spawn(async move {
+                    lock.acquire().await?.push(n);
+                    Ok::<_, Interrupt>(())
+                })
+            })
+            .collect();
+        let guard = lock.acquire().await.unwrap();
+        yield_now().await.unwrap();
+        drop(guard);
+        assert!(lock.is_locked(), "handed over, though the next has not run");
+        assert!(lock.try_acquire().is_none());
+        tasks[0].abort();
+        assert!(lock.is_locked(), "handed on");
+        tasks[1].request_cancel("too late");
+        for task in &tasks[1..] {
+            task.join().await.unwrap().unwrap();
+        }
+        assert_eq!(*lock.try_acquire().unwrap(), [1, 2]);
+    });
+}
+
+/// Accepts: curio/sync/rlock_reenter
+#[test]
+fn a_task_takes_an_rlock_again_and_others_wait_until_it_has_let_go_of_all() {
+    run(async {
+        let lock = Rc::new(RLock::new());
+        let outer = lock.acquire().await.unwrap();
+        let inner = lock.acquire().await.unwrap();
+        let other = lock.clone();
+        let task = spawn(async move {
+            let _first = other.acquire().await?;
+            let _second = other.acquire().await?;
+            Ok::<_, Interrupt>(())
+        });
+        yield_now().await.unwrap();
+        drop(inner);
+        sleep(ms(1)).await.unwrap();
+        assert!(!task.is_terminated());
+        drop(outer);
+        // Handed over: the task that just let go is not its owner any more.
+        let again = timeout_after(None, lock.acquire()).await.unwrap();
+        assert!(task.is_terminated());
+        drop(again);
+        assert!(!lock.is_locked());
+    });
+}
+
+#[test]
+fn an_rlock_handed_to_a_dropped_waiter_is_free_again() {
+    run(async {
+        let lock = Rc::new(RLock::new());
+        let guard = lock.acquire().await.unwrap();
+        let other = lock.clone();
+        let task = spawn(async move { other.acquire().await.map(|_| ()) });
+        yield_now().await.unwrap();
+        drop(guard);
+        assert!(lock.is_locked());
+        task.abort();
+        assert!(!lock.is_locked());
+    });
+}
+
+async fn use_permit(semaphore: Rc<Semaphore>, log: Log, label: &str, millis: u64) {
+    log.add(format!("{label} asks, {}", semaphore.is_locked()));
+    let permit = semaphore.acquire().await.unwrap();
+    log.add(format!("{label} has"));
+    sleep(ms(millis)).await.unwrap();
+    drop(permit);
+    log.add(format!("{label} gives"));
+}
+
+/// Accepts: curio/sync/sema_sequence
+#[test]
+fn a_single_permit_goes_round_in_the_order_of_asking() {
+    let log = Log::default();
+    run(async {
+        let semaphore = Rc::new(Semaphore::new(1));
+        let tasks = ["a", "b", "c"]
+            .map(|label| spawn(use_permit(semaphore.clone(), log.clone(), label, 250)));
+        for task in tasks {
+            task.join().await.unwrap();
+        }
+        assert_eq!(semaphore.value(), 1);
+    });
+    log.assert(&[
+        "a asks, false",
+        "a has",
+        "b asks, true",
+        "c asks, true",
+        "a gives",
+        "b has",
+        "b gives",
+        "c has",
+        "c gives",
+    ]);
+}
+
+/// Accepts: curio/sync/sema_sequence2
+#[test]
+fn two_permits_let_two_tasks_in() {
+    let log = Log::default();
+    run(async {
+        let semaphore = Rc::new(Semaphore::new(2));
+        let tasks = [("a", 250), ("b", 300), ("c", 350)].map(|(label, millis)| {
+            spawn(use_permit(semaphore.clone(), log.clone(), label, millis))
+        });
+        for task in tasks {
+            task.join().await.unwrap();
+        }
+    });
+    log.assert(&[
+        "a asks, false",
+        "a has",
+        "b asks, false",
+        "b has",
+        "c asks, true",
+        "a gives",
+        "c has",
+        "b gives",
+        "c gives",
+    ]);
+}
+
+/// Accepts: curio/sync/sema_acquire_cancel, curio/sync/sema_acquire_timeout
+#[test]
+fn waiting_for_a_permit_can_be_interrupted_and_loses_none() {
+    run(async {
+        let semaphore = Rc::new(Semaphore::new(1));
+        let permit = semaphore.acquire().await.unwrap();
+        let waiter = semaphore.clone();
+        let task = spawn(async move { waiter.acquire().await.map(|_| ()) });
+        sleep(ms(1000)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Err(Interrupt::cancelled()));
+        let late = timeout_after(ms(500), semaphore.acquire()).await;
+        assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
+        drop(permit);
+        assert_eq!(semaphore.value(), 1);
+
+        let permit = semaphore.acquire().await.unwrap();
+        let waiter = semaphore.clone();
+        let task = spawn(async move { waiter.acquire().await.map(|_| ()) });
+        yield_now().await.unwrap();
+        drop(permit);
+        assert_eq!(semaphore.value(), 0, "granted");
+        task.abort();
+        assert_eq!(semaphore.value(), 1, "and given back");
+    });
+}
+
+#[test]
+fn permits_can_be_added_and_forgotten_but_a_bounded_semaphore_counts() {
+    let semaphore = Semaphore::new(0);
+    semaphore.release();
+    semaphore.try_acquire().unwrap().forget();
+    assert!(semaphore.is_locked());
+
+    let bounded = BoundedSemaphore::new(1);
+    assert_eq!(bounded.release(), Err(TooManyPermits { limit: 1 }));
+    bounded.try_acquire().unwrap().forget();
+    assert_eq!(bounded.release(), Ok(()));
+}
+
+// ---- conditions
+
+/// Accepts: curio/sync/cond_sequence
+#[test]
+fn notifying_one_at_a_time_alternates_between_those_who_wait() {
+    type Shared = Rc<(Lock<Vec<Option<i32>>>, Condition)>;
+    async fn consumer(shared: Shared, log: Log, label: &str) {
+        loop {
+            let mut items = shared.0.acquire().await.unwrap();
+            if items.is_empty() {
+                log.add(format!("{label} waits"));
+                shared.1.wait(&mut items).await.unwrap();
+            }
+            let Some(item) = items.remove(0) else { break };
+            log.add(format!("{label} {item}"));
+        }
+        log.add(format!("{label} done"));
+    }
+    let log = Log::default();
+    run(async {
+        let shared = Shared::default();
+        spawn(consumer(shared.clone(), log.clone(), "a"));
+        spawn(consumer(shared.clone(), log.clone(), "b"));
+        yield_now().await.unwrap();
+        for item in [Some(0), Some(1), Some(2), Some(3), None, None] {
+            let mut items = shared.0.acquire().await.unwrap();
+            items.push(item);
+            log.add(format!("add {item:?}"));
+            shared.1.notify(1);
+            drop(items);
+            sleep(ms(100)).await.unwrap();
+        }
+    });
+    log.assert(&[
+        "a waits",
+        "b waits",
+        "add Some(0)",
+        "a 0",
+        "a waits",
+        "add Some(1)",
+        "b 1",
+        "b waits",
+        "add Some(2)",
+        "a 2",
+        "a waits",
+        "add Some(3)",
+        "b 3",
+        "b waits",
+        "add None",
+        "a done",
+        "add None",
+        "b done",
+    ]);
+}
+
+/// Accepts: curio/sync/cond_wait_cancel, curio/sync/cond_wait_timeout
+#[test]
+fn an_interrupted_wait_for_a_condition_takes_the_lock_again_first() {
+    run(async {
+        let lock = Rc::new(Lock::new(0));
+        let condition = Rc::new(Condition::new());
+        let task = spawn({
+            let (lock, condition) = (lock.clone(), condition.clone());
+            async move {
+                let mut number = lock.acquire().await.unwrap();
+                let outcome = condition.wait(&mut number).await;
+                assert!(number.is_held());
+                (outcome, *number)
+            }
+        });
+        yield_now().await.unwrap();
+        let mut number = lock.try_acquire().expect("the waiter has let go");
+        task.request_cancel("enough");
+        sleep(ms(100)).await.unwrap();
+        assert!(!task.is_terminated(), "it waits for the lock");
+        *number = 1;
+        drop(number);
+        let (outcome, number) = task.join().await.unwrap();
+        assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+        assert_eq!(number, 1);
+
+        let mut number = lock.acquire().await.unwrap();
+        let late = timeout_after(ms(250), condition.wait(&mut number)).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+        *number += 1;
+        assert!(lock.is_locked());
+    });
+}
+
+/// Accepts: curio/sync/cond_notify_all, curio-defect/C1
+#[test]
+fn notifying_more_than_wait_wakes_all() {
+    run(async {
+        let shared = Rc::new((Lock::new(()), Condition::new()));
+        let wait = || {
+            let shared = shared.clone();
+            spawn(async move {
+                let mut guard = shared.0.acquire().await?;
+                shared.1.wait(&mut guard).await
+            })
+        };
+        assert_eq!(shared.1.notify(1), 0);
+        let tasks = [wait(), wait(), wait()];
+        sleep(ms(100)).await.unwrap();
+        assert_eq!(shared.1.notify(7), 3);
+        for task in tasks {
+            task.join().await.unwrap().unwrap();
+        }
+        let tasks = [wait(), wait(), wait()];
+        sleep(ms(100)).await.unwrap();
+        shared.1.notify_all();
+        for task in tasks {
+            task.join().await.unwrap().unwrap();
+        }
+    });
+}
+
+/// Accepts: curio/sync/cond_waitfor
+#[test]
+fn wait_for_goes_on_when_its_predicate_holds() {
+    run(async {
+        let shared = Rc::new((Lock::new(0), Condition::new()));
+        let task = spawn({
+            let shared = shared.clone();
+            async move {
+                let mut number = shared.0.acquire().await?;
+                shared
+                    .1
+                    .wait_for(&mut number, |number| *number == 3)
+                    .await?;
+                Ok::<_, Interrupt>(*number)
+            }
+        });
+        for _ in 0..5 {
+            yield_now().await.unwrap();
+            *shared.0.acquire().await.unwrap() += 1;
+            shared.1.notify_all();
+            yield_now().await.unwrap();
+            yield_now().await.unwrap();
+        }
+        assert_eq!(task.join().await.unwrap(), Ok(3));
+    });
+}
+
+#[test]
+fn a_notification_is_handed_on_by_a_waiter_that_is_dropped_before_it_has_the_lock() {
+    run(async {
+        let shared = Rc::new((Lock::new(()), Condition::new()));
+        let tasks: Vec<_> = (0..3)
+            .map(|_| {
+                let shared = shared.clone();
+                spawn(async move {
+                    let mut guard = shared.0.acquire().await?;
+                    shared.1.wait(&mut guard).await
+                })
+            })
+            .collect();
+        sleep(ms(1)).await.unwrap();
+        let guard = shared.0.acquire().await.unwrap();
+        shared.1.notify(1);
+        tasks[0].abort(); // woken, not polled
+        yield_now().await.unwrap();
+        tasks[1].abort(); // notified, waiting for the lock
+        drop(guard);
+        tasks[2].join().await.unwrap().unwrap();
+        assert!(!shared.0.is_locked());
+    });
+}
+
+#[test]
+fn a_guard_whose_wait_was_dropped_says_that_it_has_no_lock() {
+    run(async {
+        let (lock, condition) = (Lock::new(1), Condition::new());
+        let mut guard = lock.acquire().await.unwrap();
+        kernel::drop_after(ms(5), condition.wait(&mut guard)).await;
+        assert!(!guard.is_held());
+        assert!(!lock.is_locked());
+        drop(guard);
+        assert_eq!(*lock.try_acquire().unwrap(), 1);
+    });
+}
+
 // ---- workers
 
-/// Accepts: curio/workers/blocking, trap/future_wait
+/// Accepts: trap/future_wait
+#[test]
+fn an_answer_from_another_thread_wakes_its_wait_and_a_late_one_wakes_no_other() {
+    use kernel::traps::{Completer, future_wait};
+    kernel::run(async {
+        let stale: Rc<RefCell<Option<Completer>>> = Rc::default();
+        let keep = stale.clone();
+        let abandoned = future_wait(move |completer| *keep.borrow_mut() = Some(completer));
+        assert!(kernel::drop_after(ms(1), abandoned).await.is_none());
+        let late = stale.take().unwrap();
+        let (sender, receiver) = mpsc::channel::<Completer>();
+        let task = spawn(future_wait(move |completer| {
+            sender.send(completer).unwrap()
+        }));
+        yield_now().await.unwrap();
+        // The new wait stands where the abandoned one stood.
+        let completer = receiver.recv().unwrap();
+        std::thread::spawn(move || late.complete()).join().unwrap();
+        sleep(ms(1)).await.unwrap();
+        assert!(!task.is_terminated());
+        std::thread::spawn(move || completer.complete());
+        task.join().await.unwrap().unwrap();
+    })
+    .unwrap();
+}
+
+/// Accepts: curio/workers/blocking
 #[test]
 fn a_call_in_a_thread_leaves_the_kernel_to_the_other_tasks() {
     run(async {
@@ -627,7 +1181,7 @@ fn an_error_or_panic_of_a_call_in_a_thread_arrives_unchanged() {
         let Err(kernel::JoinError::Panicked(payload)) = task.join().await else {
             panic!("the panic was lost");
         };
-        assert_eq!(payload.downcast_ref(), Some(&17_u8));
+        assert_eq!(payload.into_payload().downcast_ref(), Some(&17_u8));
     });
 }
 
@@ -640,7 +1194,7 @@ impl Drop for Dropped {
     }
 }
 
-/// Accepts: curio/workers/worker_cancel, trap/future_wait
+/// Accepts: curio/workers/worker_cancel
 #[test]
 fn a_cancelled_caller_is_released_at_once_and_the_call_runs_on() {
     let (begun, has_begun) = mpsc::channel();
@@ -764,4 +1318,326 @@ fn ten_thousand_answers_to_a_kernel_that_does_not_listen_block_no_thread() {
             assert!(results.into_iter().eq(0..CALLS));
         })
         .unwrap();
+}
+
+/// Kernels of three threads share a pool, and every third call is abandoned at some stage of its life. A wake that is
+/// lost would leave a call, and with it this test, waiting for ever.
+#[test]
+fn a_pool_shared_by_several_kernels_leaves_no_call_behind() {
+    let pool = ThreadPool::new(2);
+    let calls = |pool: ThreadPool| {
+        kernel::run(async move {
+            for round in 0..200_usize {
+                let tasks: Vec<_> = (0..10)
+                    .map(|n| spawn(pool.run(move || round + n)))
+                    .collect();
+                yield_now().await.unwrap();
+                for task in tasks.iter().step_by(3) {
+                    task.abort();
+                }
+                for (n, task) in tasks.iter().enumerate() {
+                    match task.join().await {
+                        Ok(sum) => assert_eq!(sum, Ok(round + n)),
+                        Err(error) => assert!(matches!(error, JoinError::Aborted) && n % 3 == 0),
+                    }
+                }
+            }
+        })
+        .unwrap();
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| calls(pool.clone()));
+        }
+    });
+    assert!(pool.threads() <= pool.size());
+}
+
+// ---- task groups
+
+type Group = TaskGroup<i32, Interrupt>;
+
+/// A member that yields `value` after so long.
+async fn after(millis: u64, value: i32) -> Result<i32, Interrupt> {
+    sleep(ms(millis)).await?;
+    Ok(value)
+}
+
+async fn fail(millis: u64) -> Result<i32, Interrupt> {
+    sleep(ms(millis)).await?;
+    Err(Interrupt::UncaughtTimeout)
+}
+
+/// Values as they are, cancellations as -1, other errors as -2.
+fn plain(result: Result<i32, GroupError<Interrupt>>) -> i32 {
+    match result {
+        Ok(value) => value,
+        Err(GroupError::Failed(Interrupt::Cancelled(_))) => -1,
+        Err(_) => -2,
+    }
+}
+
+fn values(outcome: kernel::Outcome<i32, Interrupt>) -> Vec<i32> {
+    let results = outcome.results.into_iter();
+    results.map(|(_, result)| plain(result)).collect()
+}
+
+/// Accepts: curio/task/task_group
+#[test]
+fn a_group_waits_for_all_and_gives_results_in_the_order_of_creation() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.spawn(after(30, 1));
+        let second = group.spawn(after(10, 2));
+        group.spawn(after(20, 3));
+        let outcome = group.join().await.unwrap();
+        assert_eq!(outcome.completed, Some(second.id()), "the first that ended");
+        assert_eq!(values(outcome), [1, 2, 3]);
+    });
+}
+
+/// Accepts: curio/task/task_group_daemon, curio/task/task_group_daemon_error
+#[test]
+fn daemons_are_cancelled_at_the_end_and_may_fail() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        let endless = group.spawn_daemon(after(1_000_000, 0));
+        group.spawn_daemon(fail(1));
+        group.spawn(after(10, 1));
+        let outcome = group.join().await.unwrap();
+        assert_eq!(values(outcome), [1]);
+        assert!(endless.is_terminated() && endless.is_cancelled());
+    });
+}
+
+/// Accepts: curio/task/task_group_existing
+#[test]
+fn a_group_adopts_tasks_that_run_and_tasks_that_have_ended() {
+    run(async {
+        let ended = spawn(after(0, 1));
+        ended.wait().await.unwrap();
+        let mut group = Group::new(Wait::All);
+        group.adopt(spawn(after(20, 0)));
+        group.adopt(ended);
+        group.spawn(after(10, 2));
+        group.adopt(spawn(after(30, 3)));
+        assert_eq!(group.tasks().count(), 4);
+        assert_eq!(values(group.join().await.unwrap()), [0, 1, 2, 3]);
+    });
+}
+
+/// Accepts: curio/task/task_group_iter
+#[test]
+fn next_done_takes_members_out_in_the_order_of_their_ends() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.spawn(after(30, 1));
+        group.adopt(spawn(after(10, 2)));
+        group.spawn_daemon(after(15, 9));
+        group.spawn(after(20, 3));
+        let mut ends = Vec::new();
+        while let Some(done) = group.next_done().await.unwrap() {
+            assert!(done.task.is_terminated());
+            ends.push(plain(done.result));
+        }
+        assert_eq!(ends, [2, 3, 1]);
+        assert_eq!(values(group.join().await.unwrap()), Vec::<i32>::new());
+    });
+}
+
+/// Accepts: curio/task/task_group_error
+#[test]
+fn the_first_failure_cancels_the_rest() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.spawn(after(10, 1));
+        group.spawn(after(1_000_000, 2));
+        let failed = group.spawn(fail(20));
+        group.adopt(spawn(after(1_000_000, 4)));
+        let outcome = group.join().await.unwrap();
+        assert_eq!(outcome.completed, Some(failed.id()));
+        assert!(matches!(
+            outcome.first_error(),
+            Some(GroupError::Failed(Interrupt::Cancelled(_)))
+        ));
+        assert_eq!(values(outcome), [1, -1, -2, -1]);
+    });
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.spawn(async { panic!("a member's own affair") });
+        group.spawn(after(1_000_000, 2));
+        let outcome = group.join().await.unwrap();
+        let Some(Err(GroupError::Join(JoinError::Panicked(_)))) = outcome.into_completed() else {
+            panic!("a panic is a failure");
+        };
+    });
+}
+
+/// Accepts: curio/task/task_group_error_block
+#[test]
+fn an_error_in_the_block_cancels_all_members_and_is_the_answer() {
+    run(async {
+        let mut members = Vec::new();
+        let failed = group(Wait::All, async |group: &mut Group| {
+            members.push(group.spawn(after(1_000_000, 1)));
+            members.push(group.spawn(after(1_000_000, 2)));
+            yield_now().await?;
+            Err::<(), _>(Interrupt::UncaughtTimeout)
+        })
+        .await;
+        assert_eq!(failed.err(), Some(Interrupt::UncaughtTimeout));
+        assert!(
+            members
+                .iter()
+                .all(|m| m.is_terminated() && m.is_cancelled())
+        );
+    });
+}
+
+/// Accepts: curio/task/task_group_join, curio/task/task_group_join_done
+#[test]
+fn a_member_joined_by_hand_is_no_business_of_the_group() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        let failing = group.spawn(fail(10));
+        group.spawn(after(20, 2));
+        let task = group.release(&failing).unwrap();
+        assert!(group.release(&failing).is_none());
+        assert_eq!(task.join().await.unwrap(), Err(Interrupt::UncaughtTimeout));
+        assert_eq!(values(group.join().await.unwrap()), [2]);
+    });
+}
+
+/// Accepts: curio/task/task_group_cancel, curio/task/task_group_timeout
+#[test]
+fn an_interrupted_join_ends_the_members_first() {
+    run(async {
+        let members = Rc::new(RefCell::new(Vec::new()));
+        let seen = members.clone();
+        let owner = spawn(async move {
+            let mut group = Group::new(Wait::All);
+            for _ in 0..3 {
+                let member = group.spawn(async {
+                    let interrupted = sleep(ms(1_000_000)).await;
+                    sleep(ms(10)).await.unwrap(); // cleaning up
+                    interrupted.map(|_| 0)
+                });
+                seen.borrow_mut().push(member);
+            }
+            group.join().await.map(values)
+        });
+        sleep(ms(100)).await.unwrap();
+        owner.cancel().await.unwrap();
+        assert!(members.borrow().iter().all(|member| member.is_terminated()));
+        assert_eq!(owner.join().await.unwrap(), Err(Interrupt::cancelled()));
+
+        let mut group = Group::new(Wait::All);
+        let member = group.spawn(after(1_000_000, 0));
+        let late = timeout_after(ms(250), group.join()).await;
+        assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
+        assert!(member.is_terminated() && member.is_cancelled());
+    });
+}
+
+/// Accepts: curio/task/task_group_cancel_remaining
+#[test]
+fn cancel_remaining_ends_those_that_run_and_keeps_what_has_ended() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.cancel_remaining().await.unwrap();
+        group.spawn(after(10, 1));
+        group.spawn(after(10, 2));
+        let running = group.spawn(after(1_000_000, 3));
+        let daemon = group.spawn_daemon(after(1_000_000, 4));
+        let done = group.next_done().await.unwrap().unwrap();
+        assert_eq!(plain(done.result), 1);
+        group.cancel_remaining().await.unwrap();
+        assert!(running.is_terminated() && running.is_cancelled());
+        assert!(!daemon.is_terminated());
+        assert_eq!(values(group.join().await.unwrap()), [2]);
+    });
+}
+
+/// Accepts: curio/task/task_group_empty
+#[test]
+fn an_empty_group_ends_at_once_with_nothing() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        assert!(group.next_done().await.unwrap().is_none());
+        let outcome = group.join().await.unwrap();
+        assert!(outcome.first_error().is_none() && outcome.results.is_empty());
+        assert!(outcome.into_completed().is_none());
+    });
+}
+
+/// Accepts: curio/task/task_group_result, curio/task/task_any_cancel, curio/task/task_any_error, curio/task/task_wait_none
+#[test]
+fn a_group_may_wait_for_any_for_the_first_fit_or_for_none() {
+    run(async {
+        let mut any = Group::new(Wait::Any);
+        any.spawn(after(20, 1));
+        any.spawn(after(10, 2));
+        let outcome = any.join().await.unwrap();
+        assert_eq!(plain(outcome.into_completed().unwrap()), 2);
+
+        let mut any = Group::new(Wait::Any);
+        any.spawn(after(20, 1));
+        any.spawn(fail(10));
+        let outcome = any.join().await.unwrap();
+        assert_eq!(values(outcome), [-1, -2]);
+
+        let mut fit = Group::new(Wait::First(|value| *value > 10));
+        fit.spawn(after(10, 1));
+        fit.spawn(after(30, 13));
+        fit.spawn(after(20, 12));
+        let outcome = fit.join().await.unwrap();
+        assert_eq!(plain(outcome.into_completed().unwrap()), 12);
+
+        let mut none = Group::new(Wait::None);
+        none.spawn(after(10, 1));
+        assert_eq!(values(none.join().await.unwrap()), [-1]);
+    });
+}
+
+/// Work for each end that grew with the number of members would make this test last for minutes.
+#[test]
+fn a_group_of_a_hundred_thousand_hears_of_each_end_by_itself() {
+    const MEMBERS: u64 = 100_000;
+    run(async {
+        let mut group = Group::new(Wait::All);
+        for n in 0..MEMBERS {
+            group.spawn(after(n % 1000, 1));
+        }
+        let sum: i32 = values(group.join().await.unwrap()).into_iter().sum();
+        assert_eq!(sum, MEMBERS as i32);
+    });
+}
+
+#[test]
+fn a_dropped_group_cancels_its_members() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        let member = group.spawn(after(1_000_000, 1));
+        yield_now().await.unwrap();
+        drop(group);
+        assert!(!member.is_terminated(), "nobody can wait for it here");
+        member.wait().await.unwrap();
+        assert!(member.is_cancelled());
+    });
+}
+
+/// A wait for members that lost a race leaves nothing behind that an interrupt could hit.
+#[test]
+fn next_done_can_lose_a_race_and_be_called_again() {
+    run(async {
+        let mut group = Group::new(Wait::All);
+        group.adopt(spawn(after(100, 1)));
+        group.spawn(after(200, 2));
+        let early = kernel::drop_after(ms(10), interruptible(group.next_done())).await;
+        assert!(early.is_none());
+        let late = timeout_after(ms(10), group.next_done()).await;
+        assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
+        assert_eq!(plain(group.next_done().await.unwrap().unwrap().result), 1);
+        assert_eq!(plain(group.next_done().await.unwrap().unwrap().result), 2);
+    });
 }

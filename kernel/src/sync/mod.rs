@@ -4,9 +4,13 @@
 //! |---|---|---|
 //! | [`Event`] | a flag | `Event` |
 //! | [`promise`] | one value from one task | `Result` |
+//! | [`Lock`], [`RLock`] | being alone | the same |
+//! | [`Semaphore`], [`BoundedSemaphore`] | one of so many permits | the same |
+//! | [`Condition`] | a change, with a lock | `Condition` |
 //! | [`Queue`], [`PriorityQueue`], [`LifoQueue`] | an item, or room for one | the same |
+//! | [`UniversalEvent`] | a flag that any thread may set | `UniversalEvent` |
 //!
-//! All are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
+//! All but the last are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
 //! What cannot block is a plain call, and may also be made from outside a task. What can is a future: a cancellation
 //! point only if it has to wait. When it has not, it lets the other tasks run only if the task has gone on for long without.
 //!
@@ -14,20 +18,28 @@
 //! later queues behind it, even if it arrives before the woken task has run. Should the waiter go away before it takes
 //! what it was given, the next one gets it. A cancellation that comes after the grant does not take it back.
 
+mod condition;
 mod event;
+mod lock;
 mod queue;
 mod result;
+mod semaphore;
+mod universal;
 
 use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+pub use condition::Condition;
 pub use event::{Event, EventWait};
+pub use lock::{Lock, LockAcquire, LockGuard, RLock, RLockAcquire, RLockGuard};
 pub use queue::{
     Get, LifoQueue, PriorityQueue, Put, Queue, QueueError, QueueJoin, Store, TryGetError,
     TryPutError,
 };
 pub use result::{Broken, Promise, Promised, PromisedWait, promise};
+pub use semaphore::{BoundedSemaphore, Permit, Semaphore, SemaphoreAcquire, TooManyPermits};
+pub use universal::UniversalEvent;
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
@@ -44,6 +56,14 @@ struct Line {
 }
 
 impl Line {
+    const fn new() -> Self {
+        Self {
+            lot: Lot::new(),
+            waiting: Cell::new(0),
+            granted: Cell::new(0),
+        }
+    }
+
     /// Gives one thing to the task that waits longest. False if nobody waits.
     fn grant(&self) -> bool {
         // The count spares the way into the kernel in the common case.
