@@ -19,6 +19,19 @@ use harness::{Bench, Error, INSTRUCTIONS};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[cfg(feature = "allocations")]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
+/// How often `work` asks for memory, growing what it has included.
+#[cfg(feature = "allocations")]
+fn allocations_in(work: impl FnOnce()) -> usize {
+    let region = stats_alloc::Region::new(ALLOCATOR);
+    work();
+    let change = region.change();
+    change.allocations + change.reallocations
+}
+
 #[derive(Parser)]
 #[command(
     about = "Side-by-side benchmarks; see docs/measuring.md",

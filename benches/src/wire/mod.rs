@@ -5,6 +5,7 @@
 
 mod bodies;
 mod broker;
+mod codec;
 mod consume;
 mod ours;
 #[cfg(feature = "peers")]
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) fn benches() -> Vec<Bench> {
     vec![
+        codec::publish(),
+        codec::deliver(),
+        codec::ack(),
         publish::unconfirmed(),
         publish::confirmed(),
         consume::acking_each(),
