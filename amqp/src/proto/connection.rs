@@ -22,7 +22,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Instant;
 
 use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
-use super::confirms::fingerprint;
+use super::confirms::{Confirms, fingerprint};
 use super::content::{self, Assembly, Content};
 use super::event::{
     ChannelKey, CloseReason, ConsumerKey, DeliveryKey, Down, Event, Lost, Outcome, Refused, ReqId,
@@ -184,6 +184,28 @@ impl Connection {
         self.out.written(n);
     }
 
+    /// How many bytes there are to be sent.
+    pub fn output_len(&self) -> usize {
+        self.out.pending().len()
+    }
+
+    /// Moves the bytes to be sent into an empty buffer, to be sent from there: an alternative to [`Connection::output`] and
+    /// [`Connection::written`] for callers that write while others append.
+    pub fn take_output(&mut self, into: &mut Vec<u8>) {
+        debug_assert!(into.is_empty(), "what is left of the last bytes goes first");
+        self.out.take(into);
+    }
+
+    /// Bytes that were taken by [`Connection::take_output`] have been sent.
+    pub fn wrote(&mut self, now: Instant) {
+        self.beat.wrote(now);
+    }
+
+    /// The caller has chosen not to read, so that the peer's silence proves nothing.
+    pub fn not_reading(&mut self, now: Instant) {
+        self.beat.read(now);
+    }
+
     /// Appends the acks that have been given since the last flush, merged. To be called once before each write.
     pub fn flush_acks(&mut self) {
         for id in self.with_acks.drain(..) {
@@ -216,6 +238,12 @@ impl Connection {
     /// How many channels are open, or are being opened or closed.
     pub fn open_channels(&self) -> usize {
         self.channels.len() - 1 - self.free.len()
+    }
+
+    /// How many publishings on all channels have no answer yet.
+    pub fn all_unconfirmed(&self) -> usize {
+        let confirms = |c: &Channel| c.confirms.as_ref().map_or(0, Confirms::len);
+        self.channels.iter().flatten().map(|c| confirms(c)).sum()
     }
 
     /// How many publishings on a channel have no answer yet.
@@ -351,6 +379,20 @@ impl Connection {
         let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
         let tag = entry.ok_or(Refused::ChannelGone)?.tag.clone();
         self.ask(key, &cancel_method(&tag), Purpose::Cancel(consumer))
+    }
+
+    /// Ends a consumer that nobody listens to any more: what still comes for it goes back to the queue, and there is no event.
+    /// Nothing happens if it has ended already.
+    pub fn abandon_consumer(&mut self, key: ChannelKey, consumer: ConsumerKey) {
+        let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
+        let Some(entry) = entry.filter(|entry| !entry.abandoned) else {
+            return;
+        };
+        entry.abandoned = true;
+        // Refused means that the channel is about to go, and the consumer with it.
+        if let Ok(request) = self.cancel(key, consumer) {
+            self.abandon(request);
+        }
     }
 
     /// Nobody waits for this reply any more. It is consumed in its turn without an event, and undone where it matters: a
@@ -1042,6 +1084,15 @@ impl Output {
 
     fn pending(&self) -> &[u8] {
         &self.bytes[self.sent..]
+    }
+
+    fn take(&mut self, into: &mut Vec<u8>) {
+        if self.sent == 0 {
+            std::mem::swap(&mut self.bytes, into);
+        } else {
+            into.extend_from_slice(self.pending());
+            self.written(self.pending().len());
+        }
     }
 
     fn written(&mut self, n: usize) {

@@ -1,0 +1,659 @@
+//! Channels: topology, and everything that is done on one.
+
+use std::rc::Rc;
+
+use super::connection::ConnectionInner;
+use super::consumer::{Consume, Delivery};
+use super::driver::{ChannelState, Reply, Request, Shared};
+use super::error::{Busy, Error};
+use super::publisher::{Message, Window};
+use crate::error::EncodeError;
+use crate::proto::event::ChannelKey;
+use crate::wire::cold::{
+    self, FieldTable, Method, basic, channel, confirm, exchange, queue, short,
+};
+use crate::wire::{TableBuf, Value};
+
+/// A channel: a conversation of its own on a connection. Clones are the same channel.
+///
+/// What is done on a channel is done in order. An error of the server (no such queue, say) closes the channel and concerns nobody
+/// else; open another one then. When the last clone, consumer and delivery is dropped, it is closed.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    inner: Rc<ChannelInner>,
+}
+
+#[derive(Debug)]
+pub(super) struct ChannelInner {
+    pub(super) connection: Rc<ConnectionInner>,
+    pub(super) state: Rc<ChannelState>,
+}
+
+impl ChannelInner {
+    /// Why a request was refused, as well as it is known.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match (error, self.shared().down(), self.state.down.get()) {
+            (Error::Closed, Some(down), _) => down.clone().into(),
+            (Error::Closed, None, Some(why)) => why.clone(),
+            (error, ..) => error,
+        }
+    }
+
+    fn shared(&self) -> &Rc<Shared> {
+        &self.connection.shared
+    }
+}
+
+impl Drop for ChannelInner {
+    fn drop(&mut self) {
+        self.shared().close_channel(&self.state, Error::Closed);
+        self.shared().remove_channel(self.state.key);
+    }
+}
+
+impl Channel {
+    pub(super) async fn open(
+        connection: &Rc<ConnectionInner>,
+        window: Option<usize>,
+    ) -> Result<Self, Error> {
+        let shared = &connection.shared;
+        shared.check_open()?;
+        let (key, request) = shared.with_core(|core| core.open_channel())?;
+        let state = ChannelState::new(key, window.map(Window::new));
+        shared.add_channel(&state);
+        let opening = shared.request("channel.open", key, |_| Ok(request))?;
+        // From here on, dropping it closes.
+        let this = Self {
+            inner: Rc::new(ChannelInner {
+                connection: Rc::clone(connection),
+                state,
+            }),
+        };
+        let confirms = match window {
+            Some(_) => Some(this.ask(
+                "confirm.select",
+                Method::Confirm(confirm::AMQPMethod::Select(confirm::Select {
+                    nowait: false,
+                })),
+            )?),
+            None => None,
+        };
+        opening.reply().await?;
+        if let Some(confirms) = confirms {
+            confirms.reply().await?;
+        }
+        Ok(this)
+    }
+
+    /// Starts the declaration of a queue. An empty name lets the server choose one.
+    pub fn queue(&self, name: &str) -> DeclareQueue {
+        DeclareQueue {
+            channel: self.clone(),
+            name: name.to_owned(),
+            passive: false,
+            durable: false,
+            exclusive: false,
+            auto_delete: false,
+            arguments: Arguments::default(),
+        }
+    }
+
+    /// Starts the declaration of an exchange. `kind` is `direct`, `fanout`, `topic`, `headers`, or what a plugin adds.
+    pub fn exchange(&self, name: &str, kind: &str) -> DeclareExchange {
+        DeclareExchange {
+            channel: self.clone(),
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            passive: false,
+            durable: false,
+            auto_delete: false,
+            internal: false,
+            arguments: Arguments::default(),
+        }
+    }
+
+    /// Binds a queue to an exchange; binding again changes nothing.
+    ///
+    /// Cancellation point: yes. If dropped, the binding may be made all the same.
+    ///
+    /// # Errors
+    /// [`Error::ChannelClosed`] if either is missing (404) or not ours to bind (403); those of all requests: [`Error::Encode`],
+    /// [`Error::Timeout`], [`Error::Lost`], [`Error::Closed`], [`Error::Interrupted`].
+    pub async fn bind_queue(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+    ) -> Result<(), Error> {
+        let none = TableBuf::new();
+        self.bind_queue_with(queue, exchange, routing_key, &none)
+            .await
+    }
+
+    /// As [`bind_queue`](Self::bind_queue), with arguments: what a `headers` exchange matches.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn bind_queue_with(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        arguments: &TableBuf,
+    ) -> Result<(), Error> {
+        let bind = queue::Bind {
+            queue: short("queue", queue)?,
+            exchange: short("exchange", exchange)?,
+            routing_key: short("routing key", routing_key)?,
+            nowait: false,
+            arguments: cold::field_table(arguments.as_table())?,
+        };
+        self.done("queue.bind", Method::Queue(queue::AMQPMethod::Bind(bind)))
+            .await
+    }
+
+    /// Undoes [`bind_queue`](Self::bind_queue). A binding that does not exist is gone already.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn unbind_queue(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+    ) -> Result<(), Error> {
+        let none = TableBuf::new();
+        self.unbind_queue_with(queue, exchange, routing_key, &none)
+            .await
+    }
+
+    /// Undoes [`bind_queue_with`](Self::bind_queue_with); the arguments are part of what is looked for.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn unbind_queue_with(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        arguments: &TableBuf,
+    ) -> Result<(), Error> {
+        let unbind = queue::Unbind {
+            queue: short("queue", queue)?,
+            exchange: short("exchange", exchange)?,
+            routing_key: short("routing key", routing_key)?,
+            arguments: cold::field_table(arguments.as_table())?,
+        };
+        self.done(
+            "queue.unbind",
+            Method::Queue(queue::AMQPMethod::Unbind(unbind)),
+        )
+        .await
+    }
+
+    /// Binds an exchange to another, RabbitMQ's extension: what `source` routes by `routing_key` goes to `destination`, too.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn bind_exchange(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+    ) -> Result<(), Error> {
+        let bind = exchange::Bind {
+            destination: short("exchange", destination)?,
+            source: short("exchange", source)?,
+            routing_key: short("routing key", routing_key)?,
+            nowait: false,
+            arguments: FieldTable::default(),
+        };
+        self.done(
+            "exchange.bind",
+            Method::Exchange(exchange::AMQPMethod::Bind(bind)),
+        )
+        .await
+    }
+
+    /// Undoes [`bind_exchange`](Self::bind_exchange).
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn unbind_exchange(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+    ) -> Result<(), Error> {
+        let unbind = exchange::Unbind {
+            destination: short("exchange", destination)?,
+            source: short("exchange", source)?,
+            routing_key: short("routing key", routing_key)?,
+            nowait: false,
+            arguments: FieldTable::default(),
+        };
+        self.done(
+            "exchange.unbind",
+            Method::Exchange(exchange::AMQPMethod::Unbind(unbind)),
+        )
+        .await
+    }
+
+    /// Drops the messages of a queue that are not out for delivery, and says how many.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn purge_queue(&self, name: &str) -> Result<u32, Error> {
+        let purge = queue::Purge {
+            queue: short("queue", name)?,
+            nowait: false,
+        };
+        let purge = Method::Queue(queue::AMQPMethod::Purge(purge));
+        self.ask("queue.purge", purge)?
+            .method(|method| match method {
+                Method::Queue(queue::AMQPMethod::PurgeOk(ok)) => Some(ok.message_count),
+                _ => None,
+            })
+            .await
+    }
+
+    /// Deletes a queue with its messages, and says how many. In RabbitMQ one that does not exist is no error.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn delete_queue(&self, name: &str) -> Result<u32, Error> {
+        self.delete_queue_if(name, false, false).await
+    }
+
+    /// Deletes a queue, provided that it has no consumers (`unused`) or no messages (`empty`).
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue); [`Error::ChannelClosed`] with 406 if it is not as asked for.
+    pub async fn delete_queue_if(
+        &self,
+        name: &str,
+        unused: bool,
+        empty: bool,
+    ) -> Result<u32, Error> {
+        let delete = queue::Delete {
+            queue: short("queue", name)?,
+            if_unused: unused,
+            if_empty: empty,
+            nowait: false,
+        };
+        let delete = Method::Queue(queue::AMQPMethod::Delete(delete));
+        self.ask("queue.delete", delete)?
+            .method(|method| match method {
+                Method::Queue(queue::AMQPMethod::DeleteOk(ok)) => Some(ok.message_count),
+                _ => None,
+            })
+            .await
+    }
+
+    /// Deletes an exchange with its bindings; if `unused`, provided that it has none.
+    ///
+    /// # Errors
+    /// As [`delete_queue_if`](Self::delete_queue_if).
+    pub async fn delete_exchange(&self, name: &str, unused: bool) -> Result<(), Error> {
+        let delete = exchange::Delete {
+            exchange: short("exchange", name)?,
+            if_unused: unused,
+            nowait: false,
+        };
+        self.done(
+            "exchange.delete",
+            Method::Exchange(exchange::AMQPMethod::Delete(delete)),
+        )
+        .await
+    }
+
+    /// Sets how many deliveries the broker may send ahead to each consumer that is started after this; 0 is no limit.
+    /// [`Consume::prefetch`] does it for one consumer.
+    ///
+    /// # Errors
+    /// Those of all requests, as [`bind_queue`](Self::bind_queue).
+    pub async fn qos(&self, prefetch: u16) -> Result<(), Error> {
+        self.request_qos(prefetch)?.reply().await.map(drop)
+    }
+
+    /// Asks the broker to deliver everything again that this channel has not settled. Deliveries that are held are stale from then on.
+    ///
+    /// # Errors
+    /// Those of all requests, as [`bind_queue`](Self::bind_queue).
+    pub async fn recover(&self) -> Result<(), Error> {
+        let recover = basic::Recover { requeue: true };
+        self.done(
+            "basic.recover",
+            Method::Basic(basic::AMQPMethod::Recover(recover)),
+        )
+        .await
+    }
+
+    /// Prepares a consumer: `ch.consume("tasks").prefetch(8).start().await?`.
+    pub fn consume(&self, queue: &str) -> Consume {
+        Consume::new(self.clone(), queue)
+    }
+
+    /// Takes one message from a queue, if it has any. For more than a few, a consumer is far cheaper.
+    ///
+    /// Cancellation point: yes. If dropped, a message that comes goes back to the queue.
+    ///
+    /// # Errors
+    /// As [`bind_queue`](Self::bind_queue).
+    pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
+        let get = basic::Get {
+            queue: short("queue", queue)?,
+            no_ack: false,
+        };
+        let get = Method::Basic(basic::AMQPMethod::Get(get));
+        match self.ask("basic.get", get)?.reply().await? {
+            Reply::Got(got) => {
+                log::trace!("basic.get: {} are left", got.message_count);
+                Ok(Some(Delivery::from_got(&self.inner, *got, true)))
+            }
+            Reply::Method(_) => Ok(None),
+        }
+    }
+
+    /// Publishes as soon as there is room. Whether the broker takes the message is not known; a
+    /// [`Publisher`](super::Publisher) knows.
+    ///
+    /// Cancellation point: only if more waits to be sent than the high-water mark allows, or the broker has asked publishers to wait. If
+    /// dropped meanwhile, nothing is published.
+    ///
+    /// # Errors
+    /// [`Error::Encode`], [`Error::ChannelClosed`], [`Error::Lost`], [`Error::Closed`], [`Error::Interrupted`].
+    pub async fn publish(&self, message: Message<'_>) -> Result<(), Error> {
+        std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
+        loop {
+            match self.publish_now(&message) {
+                Err(Error::Busy(Busy::HighWater | Busy::Blocked)) => self.room().await?,
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+
+    /// Publishes now. As [`publish`](Self::publish), but a plain call.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where `publish` would wait; its other errors.
+    pub fn try_publish(&self, message: &Message<'_>) -> Result<(), Error> {
+        self.publish_now(message).map(drop)
+    }
+
+    /// Sends any method that has a reply, and answers with that: transactions, say.
+    ///
+    /// # Errors
+    /// [`Error::NotARequest`] for methods with a function of their own, or `nowait`; those of all requests.
+    pub async fn call(&self, method: Method) -> Result<Method, Error> {
+        self.ask("call", method)?.method(Some).await
+    }
+
+    /// Closes the channel, with all its consumers. What was published on it has been sent; deliveries that are held are void.
+    ///
+    /// Cancellation point: yes. If dropped, it is closed all the same.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::Timeout`], [`Error::Interrupted`]. A channel that is closed already is fine.
+    pub async fn close(&self) -> Result<(), Error> {
+        let state = &self.inner.state;
+        let shared = self.inner.shared();
+        if state.down.get().is_some() {
+            return Ok(());
+        }
+        let ok = crate::error::ReplyCode::SUCCESS;
+        let closing = shared.request("channel.close", state.key, |core| {
+            core.close_channel(state.key, ok, "bye")
+        })?;
+        shared.channel_closes(state, &Error::Closed);
+        closing
+            .method(|method| match method {
+                Method::Channel(channel::AMQPMethod::CloseOk(_)) => Some(()),
+                _ => None,
+            })
+            .await
+    }
+
+    /// Its number on the wire.
+    pub fn number(&self) -> u16 {
+        self.key().id()
+    }
+
+    /// Whether it can be used.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.inner.state.down.get() {
+            Some(error) => Err(error.clone()),
+            None => self.inner.shared().check_open(),
+        }
+    }
+
+    pub(super) fn inner(&self) -> &Rc<ChannelInner> {
+        &self.inner
+    }
+
+    pub(super) fn state(&self) -> &Rc<ChannelState> {
+        &self.inner.state
+    }
+
+    pub(super) fn key(&self) -> ChannelKey {
+        self.inner.state.key
+    }
+
+    pub(super) fn explain(&self, error: Error) -> Error {
+        self.inner.explain(error)
+    }
+
+    pub(super) fn publish_now(&self, message: &Message<'_>) -> Result<Option<u64>, Error> {
+        self.inner.shared().publish(&self.inner.state, message)
+    }
+
+    /// Waits until it is worth trying to publish again.
+    pub(super) async fn room(&self) -> Result<(), Error> {
+        self.inner.shared().room(&self.inner.state).await
+    }
+
+    pub(super) fn request_qos(&self, prefetch_count: u16) -> Result<Request, Error> {
+        let qos = basic::Qos {
+            prefetch_count,
+            global: false,
+        };
+        self.ask("basic.qos", Method::Basic(basic::AMQPMethod::Qos(qos)))
+    }
+
+    fn ask(&self, what: &'static str, method: Method) -> Result<Request, Error> {
+        self.check()?;
+        let request = self
+            .inner
+            .shared()
+            .request(what, self.key(), |core| core.request(self.key(), &method));
+        request.map_err(|error| self.explain(error))
+    }
+
+    /// Asks for something whose answer says only that it is done.
+    async fn done(&self, what: &'static str, method: Method) -> Result<(), Error> {
+        self.ask(what, method)?.reply().await.map(drop)
+    }
+}
+
+/// A queue to be declared; made by [`Channel::queue`].
+#[must_use = "a declaration does nothing until it is sent"]
+#[derive(Debug)]
+pub struct DeclareQueue {
+    channel: Channel,
+    name: String,
+    passive: bool,
+    durable: bool,
+    exclusive: bool,
+    auto_delete: bool,
+    arguments: Arguments,
+}
+
+/// A queue that has been declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueInfo {
+    /// Its name, also if the server chose it.
+    pub name: String,
+    /// How many messages are ready to be delivered.
+    pub messages: u32,
+    /// How many consumers it has.
+    pub consumers: u32,
+}
+
+impl DeclareQueue {
+    /// Only asks whether it exists, and how full it is.
+    pub fn passive(mut self) -> Self {
+        self.passive = true;
+        self
+    }
+
+    /// Survives a restart of the broker.
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// For this connection only, and deleted with it.
+    pub fn exclusive(mut self) -> Self {
+        self.exclusive = true;
+        self
+    }
+
+    /// Deleted when its last consumer goes.
+    pub fn auto_delete(mut self) -> Self {
+        self.auto_delete = true;
+        self
+    }
+
+    /// An argument, such as `x-max-priority`.
+    pub fn arg<'v>(mut self, key: &str, value: impl Into<Value<'v>>) -> Self {
+        self.arguments.insert(key, value);
+        self
+    }
+
+    /// Declares it.
+    ///
+    /// Cancellation point: yes. If dropped, it may be declared all the same.
+    ///
+    /// # Errors
+    /// [`Error::ChannelClosed`]: 406 if it exists and is otherwise, 405 if it is somebody else's, 404 if a passive one does not exist; those of all
+    /// requests, as [`Channel::bind_queue`].
+    pub async fn declare(self) -> Result<QueueInfo, Error> {
+        let declare = queue::Declare {
+            queue: short("queue", &self.name)?,
+            passive: self.passive,
+            durable: self.durable,
+            exclusive: self.exclusive,
+            auto_delete: self.auto_delete,
+            nowait: false,
+            arguments: self.arguments.table()?,
+        };
+        let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
+        self.channel
+            .ask("queue.declare", declare)?
+            .method(|method| match method {
+                Method::Queue(queue::AMQPMethod::DeclareOk(ok)) => Some(QueueInfo {
+                    name: ok.queue.to_string(),
+                    messages: ok.message_count,
+                    consumers: ok.consumer_count,
+                }),
+                _ => None,
+            })
+            .await
+    }
+}
+
+/// An exchange to be declared; made by [`Channel::exchange`].
+#[must_use = "a declaration does nothing until it is sent"]
+#[derive(Debug)]
+pub struct DeclareExchange {
+    channel: Channel,
+    name: String,
+    kind: String,
+    passive: bool,
+    durable: bool,
+    auto_delete: bool,
+    internal: bool,
+    arguments: Arguments,
+}
+
+impl DeclareExchange {
+    /// Only asks whether it exists.
+    pub fn passive(mut self) -> Self {
+        self.passive = true;
+        self
+    }
+
+    /// Survives a restart of the broker.
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Deleted when its last binding goes.
+    pub fn auto_delete(mut self) -> Self {
+        self.auto_delete = true;
+        self
+    }
+
+    /// Takes messages from other exchanges only.
+    pub fn internal(mut self) -> Self {
+        self.internal = true;
+        self
+    }
+
+    /// An argument, such as `alternate-exchange`.
+    pub fn arg<'v>(mut self, key: &str, value: impl Into<Value<'v>>) -> Self {
+        self.arguments.insert(key, value);
+        self
+    }
+
+    /// Declares it.
+    ///
+    /// Cancellation point: yes. If dropped, it may be declared all the same.
+    ///
+    /// # Errors
+    /// As [`DeclareQueue::declare`].
+    pub async fn declare(self) -> Result<(), Error> {
+        let declare = exchange::Declare {
+            exchange: short("exchange", &self.name)?,
+            kind: short("exchange type", &self.kind)?,
+            passive: self.passive,
+            durable: self.durable,
+            auto_delete: self.auto_delete,
+            internal: self.internal,
+            nowait: false,
+            arguments: self.arguments.table()?,
+        };
+        self.channel
+            .done(
+                "exchange.declare",
+                Method::Exchange(exchange::AMQPMethod::Declare(declare)),
+            )
+            .await
+    }
+}
+
+/// A table being put together; an error waits until it is sent.
+#[derive(Debug, Default)]
+pub(super) struct Arguments {
+    table: TableBuf,
+    error: Option<EncodeError>,
+}
+
+impl Arguments {
+    pub(super) fn insert<'v>(&mut self, key: &str, value: impl Into<Value<'v>>) {
+        if let Err(error) = self.table.insert(key, value) {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    pub(super) fn table(&self) -> Result<FieldTable, EncodeError> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None => cold::field_table(self.table.as_table()),
+        }
+    }
+}
