@@ -14,6 +14,7 @@
 mod broker;
 mod delivery;
 mod faults;
+mod kernel_core;
 mod kernel_io;
 mod kernel_sync;
 mod replies;

@@ -1,7 +1,7 @@
 //! The embedded broker.
 //!
 //! [`Broker`] is sans-IO: it is given the bytes that come in from each session and the time, and asked for the bytes that go out
-//! and for deadlines. What it answers, and in which words, is what RabbitMQ 3.10 answers. `serve` runs it on the kernel.
+//! and for deadlines. What it answers, and in which words, is what RabbitMQ 3.10 answers. [`Server`] runs it on the kernel.
 //!
 //! A turn of a session: [`Broker::input`] handles every whole frame; then the publisher's confirms are written, as one ack for
 //! many; then everything that has become deliverable is delivered, round robin among the consumers that have room. So a burst of
@@ -15,13 +15,15 @@
 //!   publishes and consumes should use two connections. A session that only consumes goes on.
 //! * A message, the channels of a connection, the consumers of a channel, and the number of queues, exchanges and bindings.
 //!
-//! What is not here: clusters, policies, permissions, transactions, and (with the [`Memory`](store::Memory) store) durability.
+//! What is not here: clusters, policies, permissions, transactions, and (with the [`Memory`] store) durability.
 //! `x-queue-type` is accepted, and every queue is a classic one.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+
+pub use serve::Server;
 
 use session::Session;
 use store::{Memory, Store};
@@ -32,6 +34,7 @@ mod deadletter;
 mod exchange;
 mod fault;
 mod queue;
+mod serve;
 mod session;
 pub mod store;
 mod vhost;

@@ -151,7 +151,9 @@ impl Session {
         config: &Config,
         now: Instant,
     ) -> usize {
-        self.heartbeat.read(now);
+        if !bytes.is_empty() {
+            self.heartbeat.read(now);
+        }
         let mut at = 0;
         if let State::AwaitHeader = self.state {
             let Some((header, _)) = bytes.split_first_chunk::<8>() else {

@@ -380,7 +380,7 @@ impl State {
         TaskInfo {
             id: TaskId(body.id),
             parent: (body.parent != 0).then_some(TaskId(body.parent)),
-            name: self.name(body.id),
+            name: self.name(body.id).map(|name| name.to_string()),
             state,
             waits,
             cycles: body.cycles.get(),
@@ -788,7 +788,15 @@ impl Core {
             };
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
+                let for_thread = slept && state.remote_waits > 0 && !state.wheel.is_empty();
+                let started = for_thread.then(Instant::now);
                 let polled = state.poll_io(wait);
+                if let Some(started) = started {
+                    // A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
+                    state
+                        .clock
+                        .advance_to(state.clock.now() + started.elapsed());
+                }
                 if slept {
                     self.inbox.awake();
                 }
@@ -1103,7 +1111,7 @@ impl<'env> Kernel<'env> {
         drop(running);
         match output.expect("the main task has ended") {
             Ok(value) => Ok(value),
-            Err(crate::JoinError::Panicked(payload)) => resume_unwind(payload),
+            Err(crate::JoinError::Panicked(panic)) => resume_unwind(panic.into_payload()),
             Err(_) => Err(RunError::Aborted),
         }
     }

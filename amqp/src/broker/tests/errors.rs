@@ -197,7 +197,6 @@ fn names_that_are_reserved_or_missing() {
     }
 }
 
-/// Accepts: feature/queue, feature/exchange
 #[test]
 fn removing_what_is_not_there_is_no_error() {
     for (request, expected) in [
@@ -354,7 +353,6 @@ fn exclusive_queues_and_consumers_refuse_others() {
     );
 }
 
-/// Accepts: amqp/R16
 #[test]
 fn unknown_delivery_tags() {
     let mut rig = Rig::new();
@@ -394,7 +392,6 @@ fn unknown_delivery_tags() {
     );
 }
 
-/// Accepts: amqp/R33
 #[test]
 fn messages_that_are_refused() {
     let headers = |name, value| {
@@ -564,7 +561,6 @@ fn replies_need_a_consumer_that_does_not_ack() {
     );
 }
 
-/// Accepts: amqp/R38
 #[test]
 fn strangers_are_turned_away() {
     let mut rig = Rig::new();
@@ -656,7 +652,7 @@ fn frames_that_are_none_close_the_connection_with_their_code() {
     }
 }
 
-/// Accepts: amqp/R13, amqp/R14
+/// Accepts: amqp/R14
 #[test]
 fn a_soft_error_closes_its_channel_alone_and_the_number_can_be_used_again() {
     let mut rig = Rig::new();

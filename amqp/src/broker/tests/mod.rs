@@ -5,3 +5,4 @@ mod errors;
 mod model;
 mod resources;
 mod rig;
+mod serve;

@@ -14,7 +14,6 @@ const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Accepts: amqp/R12, amqp/R25
 #[test]
 fn heartbeats_are_sent_and_missed() {
     let mut rig = Rig::new();
@@ -61,7 +60,6 @@ fn a_client_without_heartbeats_has_no_deadline_once_it_is_in() {
     assert_eq!(rig.read(&mut stranger), [""; 0]);
 }
 
-/// Accepts: amqp/R22
 #[test]
 fn a_session_that_does_not_take_its_output_gets_no_more_deliveries_and_is_not_read() {
     let config = Config {
@@ -136,7 +134,6 @@ fn a_peer_that_takes_nothing_for_half_a_minute_is_gone() {
     assert!(rig.broker.is_over(client.id));
 }
 
-/// Accepts: amqp/R24, feature/blocked
 #[test]
 fn short_of_memory_publishers_are_blocked_and_consumers_go_on() {
     let config = Config {
@@ -193,7 +190,6 @@ fn a_blocked_publisher_is_not_expected_to_beat() {
     assert!(!rig.broker.is_over(client.id));
 }
 
-/// Accepts: amqp/R34
 #[test]
 fn a_message_larger_than_allowed_closes_its_channel() {
     let config = Config {
@@ -230,7 +226,6 @@ fn half_a_message_counts_and_is_given_back_with_its_channel() {
     assert_eq!(rig.broker.memory(), 0);
 }
 
-/// Accepts: amqp/R37
 #[test]
 fn limits_on_what_peers_create() {
     let config = Config {

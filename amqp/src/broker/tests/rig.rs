@@ -69,15 +69,7 @@ impl Rig {
         assert_eq!(self.read(client), ["0 start"]);
         client.method(self, 0, start_ok("guest", "guest"));
         assert_eq!(self.read(client), ["0 tune 2047 131072 60"]);
-        client.method(
-            self,
-            0,
-            Method::Connection(connection::AMQPMethod::TuneOk(connection::TuneOk {
-                channel_max: 2047,
-                frame_max: 131_072,
-                heartbeat,
-            })),
-        );
+        client.method(self, 0, tune_ok(heartbeat));
         client.method(self, 0, open("/"));
         assert_eq!(self.read(client), ["0 open-ok"]);
     }
@@ -151,11 +143,7 @@ impl Client {
     }
 
     pub(super) fn open(&mut self, rig: &mut Rig, channel: u16) {
-        self.method(
-            rig,
-            channel,
-            Method::Channel(channel::AMQPMethod::Open(channel::Open {})),
-        );
+        self.method(rig, channel, open_channel());
         assert_eq!(rig.read(self), [format!("{channel} open-ok")]);
     }
 
@@ -275,6 +263,18 @@ pub(super) fn start_ok(user: &str, password: &str) -> Method {
         response: LongString::from(format!("\0{user}\0{password}")),
         locale: "en_US".into(),
     }))
+}
+
+pub(super) fn tune_ok(heartbeat: u16) -> Method {
+    Method::Connection(connection::AMQPMethod::TuneOk(connection::TuneOk {
+        channel_max: 2047,
+        frame_max: 131_072,
+        heartbeat,
+    }))
+}
+
+pub(super) fn open_channel() -> Method {
+    Method::Channel(channel::AMQPMethod::Open(channel::Open {}))
 }
 
 pub(super) fn open(virtual_host: &str) -> Method {
@@ -460,7 +460,7 @@ pub(super) fn close_ok() -> Method {
 // ---- what comes back ----
 
 /// Frames as lines: channel, what it is, and the fields that matter. A message is one line, ending with its body.
-fn lines(bytes: &[u8]) -> Vec<String> {
+pub(super) fn lines(bytes: &[u8]) -> Vec<String> {
     let splitter = Splitter::with_frame_max(131_072);
     let mut lines = Vec::new();
     let mut assembly = Assembly::new(u64::MAX);
