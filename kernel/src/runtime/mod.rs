@@ -1403,15 +1403,19 @@ mod tests {
 
     /// Accepts: sweepea-defect/S11, sweepea-defect/S22, curio-defect/C9
     #[test]
-    fn nothing_is_left_of_a_task_that_was_aborted_or_closed() {
+    fn nothing_is_left_of_a_task_that_was_cancelled_aborted_or_closed() {
         let lot = Rc::new(Lot::new());
         for steps in 0..4 {
-            for abort in [true, false] {
+            for (abort, cancel) in [(true, false), (false, true), (false, false)] {
                 let mut kernel = kernel();
                 let task = kernel.spawn(wait_in_every_way(lot.clone()));
                 task.set_name("victim");
                 for _ in 0..steps {
                     kernel.run(yield_now()).unwrap().unwrap();
+                }
+                // Before it ran, the first wait alone would be told, and the rest would wait for ever.
+                if cancel && steps > 0 {
+                    kernel.run(task.cancel()).unwrap().unwrap();
                 }
                 if abort {
                     task.abort();
