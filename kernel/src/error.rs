@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::task::TaskInfo;
 
@@ -149,15 +149,15 @@ impl MaybeInterrupt for Box<dyn std::error::Error> {
 }
 
 /// Why [`Task::join`](crate::Task::join) has no value to give.
-#[derive(thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
     /// The joining task was interrupted while it waited; the joined one goes on and can be joined again.
     #[error("join interrupted: {0}")]
     Interrupted(#[from] Interrupt),
     /// The task panicked; the payload is what it panicked with.
-    #[error("task panicked: {}", panic_text(.0.as_ref()))]
-    Panicked(Box<dyn Any + Send>),
+    #[error("task panicked: {0}")]
+    Panicked(Panic),
     /// The task was dropped before it ended: aborted, or its kernel was closed.
     #[error("task aborted before it ended")]
     Aborted,
@@ -166,26 +166,42 @@ pub enum JoinError {
     Taken,
 }
 
-impl fmt::Debug for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Interrupted(interrupt) => f.debug_tuple("Interrupted").field(interrupt).finish(),
-            Self::Panicked(payload) => f
-                .debug_tuple("Panicked")
-                .field(&panic_text(payload.as_ref()))
-                .finish(),
-            Self::Aborted => f.write_str("Aborted"),
-            Self::Taken => f.write_str("Taken"),
-        }
-    }
-}
-
 impl MaybeInterrupt for JoinError {
     fn interrupt(&self) -> Option<&Interrupt> {
         match self {
             Self::Interrupted(interrupt) => Some(interrupt),
             Self::Panicked(_) | Self::Aborted | Self::Taken => None,
         }
+    }
+}
+
+/// What a task panicked with.
+///
+/// A payload is `Send` but not `Sync`; behind the mutex it is both, so that a [`JoinError`] can become an error of any kind.
+pub struct Panic(Mutex<Box<dyn Any + Send>>);
+
+impl Panic {
+    pub(crate) const fn new(payload: Box<dyn Any + Send>) -> Self {
+        Self(Mutex::new(payload))
+    }
+
+    /// The payload, for [`std::panic::resume_unwind`].
+    #[must_use]
+    pub fn into_payload(self) -> Box<dyn Any + Send> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let payload = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f.write_str(panic_text(&**payload))
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Panic({:?})", self.to_string())
     }
 }
 
@@ -233,3 +249,12 @@ impl From<ResourceBusy> for io::Error {
         Self::new(io::ErrorKind::ResourceBusy, busy)
     }
 }
+
+/// Every error fits into `Box<dyn Error + Send + Sync>`, which is what most programs make of them.
+const _: () = {
+    const fn fits<E: std::error::Error + Send + Sync + 'static>() {}
+    fits::<Interrupt>();
+    fits::<JoinError>();
+    fits::<RunError>();
+    fits::<ResourceBusy>();
+};

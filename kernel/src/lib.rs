@@ -73,7 +73,7 @@ pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
 };
-pub use error::{Interrupt, JoinError, MaybeInterrupt, Reason, ResourceBusy, RunError};
+pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,

@@ -307,7 +307,7 @@ pub struct TaskInfo {
     /// The task that spawned it.
     pub parent: Option<TaskId>,
     /// The name it was given.
-    pub name: Option<Rc<str>>,
+    pub name: Option<String>,
     /// What it does.
     pub state: TaskState,
     /// What it waits for and where it awaits that, newest first.

@@ -1181,7 +1181,7 @@ fn an_error_or_panic_of_a_call_in_a_thread_arrives_unchanged() {
         let Err(kernel::JoinError::Panicked(payload)) = task.join().await else {
             panic!("the panic was lost");
         };
-        assert_eq!(payload.downcast_ref(), Some(&17_u8));
+        assert_eq!(payload.into_payload().downcast_ref(), Some(&17_u8));
     });
 }
 

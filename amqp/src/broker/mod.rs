@@ -15,7 +15,7 @@
 //!   publishes and consumes should use two connections. A session that only consumes goes on.
 //! * A message, the channels of a connection, the consumers of a channel, and the number of queues, exchanges and bindings.
 //!
-//! What is not here: clusters, policies, permissions, transactions, and (with the [`Memory`](store::Memory) store) durability.
+//! What is not here: clusters, policies, permissions, transactions, and (with the [`Memory`] store) durability.
 //! `x-queue-type` is accepted, and every queue is a classic one.
 
 use std::fmt;

@@ -1,11 +1,10 @@
 //! Where to connect to, and looking it up.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
-use crate::traps;
+use crate::workers::run_in_thread;
 
 /// Where to connect to: an address, a host and a port, or a text such as `localhost:5672` or `[::1]:5672`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,9 +18,10 @@ enum Kind {
 }
 
 impl Address {
-    /// Looks up the addresses, in the order in which they should be tried. What is no name needs no look-up; names go to the system's resolver, in a thread.
+    /// Looks up the addresses, in the order in which they should be tried. What is no name needs no look-up; names go to the
+    /// system's resolver, in a worker thread.
     ///
-    /// Cancellation point: only for a name. If dropped or interrupted, the thread ends when the resolver answers.
+    /// Cancellation point: only for a name. If dropped or interrupted, the thread is busy until the resolver answers.
     ///
     /// # Errors
     /// The resolver's; an [`Interrupt`](crate::Interrupt).
@@ -78,27 +78,14 @@ impl From<String> for Address {
 
 async fn look_up<N>(name: N) -> io::Result<Vec<SocketAddr>>
 where
-    N: ToSocketAddrs<Iter: Iterator<Item = SocketAddr>> + std::fmt::Debug + Send + 'static,
+    N: ToSocketAddrs + fmt::Debug + Send + 'static,
 {
-    let answer = Arc::new(Mutex::new(None));
-    let theirs = answer.clone();
-    let mut refused = None;
-    traps::future_wait(|completer| {
-        let resolve = move || {
-            let found = name.to_socket_addrs().map(Vec::from_iter).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot look up {name:?}: {error}"))
-            });
-            *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
-            completer.complete();
-        };
-        // A thread that does not start drops the completer, which ends the wait.
-        let thread = thread::Builder::new().name("resolver".into());
-        refused = thread.spawn(resolve).err();
+    run_in_thread(move || match name.to_socket_addrs() {
+        Ok(found) => Ok(found.collect()),
+        Err(error) => {
+            let text = format!("cannot look up {name:?}: {error}");
+            Err(io::Error::new(error.kind(), text))
+        }
     })
-    .await?;
-    if let Some(error) = refused {
-        return Err(error);
-    }
-    let found = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
-    found.unwrap_or_else(|| Err(io::Error::other("the resolver's thread panicked")))
+    .await?
 }

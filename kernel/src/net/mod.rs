@@ -34,10 +34,14 @@
 
 mod address;
 mod io;
+mod stream;
 mod tcp;
+mod udp;
 mod unix;
 
 pub use address::Address;
 pub use io::{Incomplete, Io};
+pub use stream::{Read, Stream, Write};
 pub use tcp::{TcpListener, TcpStream};
+pub use udp::UdpSocket;
 pub use unix::{UnixListener, UnixStream};

@@ -31,7 +31,7 @@ impl Clock for SystemClock {
 /// of sleeping takes no time and every run takes the same course.
 ///
 /// Clones show the same time. Other threads run in real time: while a task waits in [`future_wait`](crate::traps::future_wait) for one, the
-/// clock does not jump. It does while tasks wait for I/O, unless something is ready at that moment.
+/// clock follows real time instead of jumping. It does jump while tasks wait for I/O, unless something is ready at that moment.
 #[derive(Clone, Debug)]
 pub struct VirtualClock {
     start: Instant,

@@ -26,7 +26,7 @@ use std::task::{Context, Poll};
 
 use super::nodes::NIL;
 use super::waker::{self, MAX_SLOTS};
-use crate::error::{JoinError, panic_text};
+use crate::error::{JoinError, Panic, panic_text};
 use crate::task::TaskRef;
 
 /// What the place of a body holds.
@@ -411,7 +411,7 @@ impl<T> Handle<T> {
                 // SAFETY: the stage says that the payload is there; it is changed before anything else can look.
                 let panic = unsafe { (self.body().vtable.take_panic)(self.body().0) };
                 self.body().stage.set(Stage::Taken);
-                Some(Err(JoinError::Panicked(panic)))
+                Some(Err(JoinError::Panicked(Panic::new(panic))))
             }
             Stage::Aborted => Some(Err(JoinError::Aborted)),
             Stage::Taken => Some(Err(JoinError::Taken)),

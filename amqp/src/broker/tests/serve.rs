@@ -40,13 +40,13 @@ impl Peer {
         Ok(peer)
     }
 
-    async fn send(&mut self, channel: u16, method: Method) -> io::Result<()> {
+    async fn send(&self, channel: u16, method: Method) -> io::Result<()> {
         let mut bytes = Vec::new();
         cold::put(&mut bytes, channel, &method);
         Ok(self.stream.write_all(&bytes).await?)
     }
 
-    async fn publish(&mut self, key: &str, body: &[u8]) -> io::Result<()> {
+    async fn publish(&self, key: &str, body: &[u8]) -> io::Result<()> {
         let mut bytes = Vec::new();
         let publish = Publish {
             routing_key: key,
@@ -101,7 +101,7 @@ impl Peer {
     }
 
     /// Whether the broker has closed the connection, with nothing said before.
-    async fn is_cut_off(&mut self) -> bool {
+    async fn is_cut_off(&self) -> bool {
         let mut buffer = [0; 1];
         matches!(self.stream.read(&mut buffer).await, Ok(0) | Err(_))
     }
@@ -208,7 +208,7 @@ fn a_dropped_server_cuts_everybody_off() {
             let server = server.clone();
             async move { server.serve(listener).await }
         });
-        let mut peer = Peer::connect(address).await?;
+        let peer = Peer::connect(address).await?;
         running.to_ref().abort();
         assert!(peer.is_cut_off().await);
         while server.with(|broker, _| broker.session_count()) > 0 {

@@ -1,0 +1,195 @@
+//! The kernel as a guest of somebody else's loop.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kernel::{Interrupt, Kernel, sleep, spawn, yield_now};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use super::ms;
+
+/// A foreign loop, in real time: it knows the kernel's descriptor and the deadline, and nothing else.
+struct Host<'env> {
+    kernel: Kernel<'env>,
+    poll: Poll,
+    turns: usize,
+}
+
+impl<'env> Host<'env> {
+    fn new() -> Self {
+        let kernel = Kernel::new().unwrap();
+        let poll = Poll::new().unwrap();
+        let fd = kernel.as_fd().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&fd), Token(0), Interest::READABLE)
+            .unwrap();
+        Self {
+            kernel,
+            poll,
+            turns: 0,
+        }
+    }
+
+    fn run_until(&mut self, done: impl Fn() -> bool) {
+        let mut events = Events::with_capacity(8);
+        let limit = Instant::now() + Duration::from_secs(60);
+        loop {
+            let turn = self.kernel.turn(Some(Duration::ZERO)).unwrap();
+            self.turns += 1;
+            if done() {
+                return;
+            }
+            assert!(Instant::now() < limit, "the host was not woken");
+            let wait = match turn.next_deadline {
+                _ if turn.ready => Duration::ZERO,
+                Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+                None => limit.saturating_duration_since(Instant::now()),
+            };
+            self.poll.poll(&mut events, Some(wait)).unwrap();
+        }
+    }
+}
+
+/// Accepts: embed/host_epoll
+#[test]
+fn a_foreign_loop_hosts_the_kernel_by_descriptor_deadline_and_turn() {
+    let done = Rc::new(Cell::new(0));
+    let mut host = Host::new();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (sender, receiver) = futures::channel::oneshot::channel();
+    let count = |done: &Rc<Cell<i32>>| done.set(done.get() + 1);
+    let counter = done.clone();
+    host.kernel.spawn(async move {
+        sleep(ms(5)).await.unwrap();
+        count(&counter);
+    });
+    let counter = done.clone();
+    host.kernel.spawn(async move {
+        kernel::traps::read_wait(&ours).await.unwrap();
+        count(&counter);
+    });
+    let counter = done.clone();
+    host.kernel.spawn(async move {
+        receiver.await.unwrap();
+        count(&counter);
+    });
+    let remote = host.kernel.remote();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(ms(20));
+        theirs.write_all(b"x").unwrap();
+        std::thread::sleep(ms(20));
+        sender.send(()).unwrap();
+        std::thread::sleep(ms(20));
+        remote.call(|| drop(spawn(yield_now())));
+        theirs
+    });
+    host.run_until(|| done.get() == 3);
+    thread.join().unwrap();
+    host.run_until(|| true);
+    // It slept in between: a loop that spins would make thousands of turns in this time.
+    assert!(host.turns < 100, "{} turns", host.turns);
+}
+
+fn is_readable(kernel: &Kernel<'_>) -> bool {
+    // A fresh registration is level-triggered in effect: it reports what is there already.
+    let mut poll = Poll::new().unwrap();
+    let fd = kernel.as_fd().as_raw_fd();
+    poll.registry()
+        .register(&mut SourceFd(&fd), Token(0), Interest::READABLE)
+        .unwrap();
+    let mut events = Events::with_capacity(8);
+    poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+    !events.is_empty()
+}
+
+/// A level-triggered host would spin on a bell that is never silenced, and sleep through one that is never rung.
+///
+/// Accepts: sweepea-defect/S13
+#[test]
+fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
+    let mut kernel = Kernel::new().unwrap();
+    assert!(!is_readable(&kernel));
+    let remote = kernel.remote();
+    assert!(remote.call(|| {}));
+    assert!(is_readable(&kernel), "before the first turn");
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel));
+    remote.call(|| {});
+    assert!(is_readable(&kernel));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel), "silenced although there is no I/O");
+    kernel.run(async {}).unwrap();
+    remote.call(|| {});
+    assert!(is_readable(&kernel), "after a run");
+    // What wakes a task while the kernel runs rings no bell.
+    kernel
+        .run(async {
+            let remote = kernel::traps::get_kernel().await;
+            for _ in 0..10 {
+                remote.call(|| {});
+                spawn(sleep(Duration::ZERO)).join().await.unwrap().unwrap();
+                let (sender, receiver) = futures::channel::oneshot::channel();
+                let task = spawn(receiver);
+                yield_now().await.unwrap();
+                sender.send(()).unwrap();
+                task.join().await.unwrap().unwrap();
+            }
+        })
+        .unwrap();
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel));
+    // What the host itself wakes between turns does.
+    let lot = Rc::new(kernel::traps::Lot::new());
+    let parked = lot.clone();
+    let task = kernel
+        .spawn(async move { kernel::traps::sched_wait(&parked, kernel::WaitKind::Event).await });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel));
+    kernel::traps::sched_wake(&lot, 1);
+    assert!(is_readable(&kernel));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(task.is_terminated());
+}
+
+/// Accepts: embed/fair_turn, sweepea-defect/S12
+#[test]
+fn one_turn_is_bounded_however_busy_the_guest_is() {
+    let mut kernel = Kernel::new().unwrap();
+    for _ in 0..1000 {
+        kernel.spawn(async {
+            loop {
+                yield_now().await?;
+            }
+            #[expect(unreachable_code, reason = "names the type")]
+            Ok::<(), Interrupt>(())
+        });
+    }
+    let mut total = 0;
+    for _ in 0..100 {
+        let turn = kernel.turn(Some(Duration::ZERO)).unwrap();
+        assert!(turn.ready);
+        assert!((1..=61).contains(&turn.polled), "{}", turn.polled);
+        total += turn.polled;
+    }
+    // Nobody is passed over.
+    let cycles: Vec<_> = kernel.tasks().iter().map(|task| task.cycles).collect();
+    assert_eq!(cycles.iter().sum::<u32>() as usize, total);
+    assert!(cycles.iter().max().unwrap() - cycles.iter().min().unwrap() <= 1);
+    // A single spinning task is polled once a turn.
+    let mut kernel = Kernel::new().unwrap();
+    kernel.spawn(async {
+        loop {
+            yield_now().await?;
+        }
+        #[expect(unreachable_code, reason = "names the type")]
+        Ok::<(), Interrupt>(())
+    });
+    for _ in 0..10 {
+        assert_eq!(kernel.turn(Some(Duration::ZERO)).unwrap().polled, 1);
+    }
+}
