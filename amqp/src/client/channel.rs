@@ -452,7 +452,7 @@ impl Channel {
 
     /// Waits until it is worth trying to publish again.
     pub(super) async fn room(&self) -> Result<(), Error> {
-        self.inner.shared().room(&self.inner.state).await
+        Ok(self.inner.shared().room(&self.inner.state).await?)
     }
 
     pub(super) fn request_qos(&self, prefetch_count: u16) -> Result<Request, Error> {

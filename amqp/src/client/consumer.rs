@@ -137,7 +137,7 @@ impl Consume {
             queue: queue.clone(),
             needs_ack: !self.no_ack,
             // A broker that keeps to the prefetch does not come near this.
-            cap: self.cap.unwrap_or(Cap {
+            cap: self.cap.unwrap_or_else(|| Cap {
                 count: 16 + 2 * usize::from(self.prefetch),
                 bytes: usize::MAX,
             }),
@@ -227,7 +227,7 @@ impl Consumer {
 
     /// Asks the broker to send no more, and waits for its agreement. What has come can still be taken, then the stream ends.
     ///
-    /// Cancellation point: yes. If dropped, the consumer ends as soon as the broker has agreed.
+    /// Cancellation point: yes. If dropped, the consumer ends all the same.
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Lost`], [`Error::ChannelClosed`]; a consumer that has ended is cancelled already.
@@ -243,12 +243,8 @@ impl Consumer {
                 core.cancel(channel.state.key, *key)
             })
             .map_err(|error| channel.explain(error))?;
-        request.reply().await?;
-        let mut end = self.subscription.end.borrow_mut();
-        if matches!(*end, End::Open) {
-            *end = End::Over;
-        }
-        Ok(())
+        *self.subscription.end.borrow_mut() = End::Over;
+        request.reply().await.map(drop)
     }
 
     /// Its name on the wire.

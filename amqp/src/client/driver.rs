@@ -34,7 +34,7 @@ use super::publisher::{Message, Verdict, Window};
 use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
 use crate::proto::event::{
-    ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Outcome, Refused, ReqId,
+    ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Outcome, Refused, ReqId,
 };
 use crate::proto::handshake::Tuned;
 use crate::proto::unsettled::Settle;
@@ -51,8 +51,10 @@ pub(super) struct Shared {
     pub(super) book: RefCell<Book>,
     /// There is something for the driver to do.
     nudge: Flag,
-    /// Publishings can be appended; also set when the connection has ended, so that nobody waits for room any more.
-    room: Flag,
+    /// Publishings can be appended.
+    has_room: Cell<bool>,
+    /// Never set for longer than it takes to wake those who wait: they look for themselves at what has changed.
+    changed: Flag,
     /// The handshake is through, or has failed.
     ready: Flag,
     ended: Flag,
@@ -62,7 +64,7 @@ pub(super) struct Shared {
     /// Consumers that hold more than they may: while there are any, nothing is read.
     overfull: Cell<usize>,
     closing: Cell<Closing>,
-    /// How many publishings had no answer when `connection.close` was sent.
+    /// How many publishings had no answer when the connection ended.
     left_unconfirmed: Cell<usize>,
     /// For properties that are given unencoded.
     scratch: RefCell<Vec<u8>>,
@@ -91,6 +93,8 @@ pub(super) struct Book {
     /// Deliveries come in runs for one consumer.
     last_consumer: Option<(ConsumerKey, Rc<Subscription>)>,
     pub(super) logs: Vec<Weak<EventLog>>,
+    /// Publishings that will never be answered, because the connection has ended.
+    left_unconfirmed: usize,
     /// What to do once nothing is borrowed.
     todo: Vec<Todo>,
 }
@@ -141,6 +145,8 @@ enum Todo {
     End(Rc<Subscription>, Error),
     GiveBack(DeliveryKey),
     Log(ConnectionEvent),
+    /// Those who wait for room should look again.
+    Pulse,
 }
 
 impl Shared {
@@ -149,7 +155,8 @@ impl Shared {
             core: RefCell::new(core),
             book: RefCell::default(),
             nudge: Flag::new(),
-            room: Flag::new(),
+            has_room: Cell::new(false),
+            changed: Flag::new(),
             ready: Flag::new(),
             ended: Flag::new(),
             down: OnceCell::new(),
@@ -236,7 +243,7 @@ impl Shared {
         channel: &ChannelState,
         message: &Message<'_>,
     ) -> Result<Option<u64>, Error> {
-        if !self.room.is_set() || self.is_closing() || channel.is_stopped.get() {
+        if !self.has_room.get() || self.is_closing() || channel.is_stopped.get() {
             self.check_open()?;
             if let Some(error) = channel.down.get() {
                 return Err(error.clone());
@@ -265,7 +272,7 @@ impl Shared {
         drop(core);
         let seq = published.map_err(|refused| self.refused(refused, channel))?;
         if queued + self.unsent.get() > self.options.high_water {
-            self.room.clear();
+            self.has_room.set(false);
         }
         self.nudge.set();
         Ok(seq)
@@ -280,14 +287,21 @@ impl Shared {
         }
     }
 
-    /// Waits until a message may be appended. To be tried again: others may be quicker.
-    pub(super) async fn room(&self, channel: &ChannelState) -> Result<(), Error> {
-        // A stopped channel alone is too rare for a flag of its own: it waits for any change.
-        if channel.is_stopped.get() && self.room.is_set() {
-            kernel::sleep(Duration::from_millis(50)).await?;
-            return Ok(());
+    /// Waits until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
+    pub(super) async fn room(&self, channel: &ChannelState) -> Result<(), Interrupt> {
+        while (!self.has_room.get() || channel.is_stopped.get())
+            && channel.down.get().is_none()
+            && self.check_open().is_ok()
+        {
+            self.changed.wait().await?;
         }
-        Ok(self.room.wait().await?)
+        Ok(())
+    }
+
+    /// Wakes all who wait for room.
+    fn pulse(&self) {
+        self.changed.set();
+        self.changed.clear();
     }
 
     pub(super) fn settle(&self, key: DeliveryKey, how: Settle) -> bool {
@@ -348,6 +362,7 @@ impl Shared {
         if !self.is_closing() {
             self.closing.set(Closing::Within(patience));
             self.nudge.set();
+            self.pulse();
         }
     }
 
@@ -389,6 +404,7 @@ impl Shared {
                 Todo::GiveBack(key) => {
                     self.settle(key, Settle::Nack { requeue: true });
                 }
+                Todo::Pulse => self.pulse(),
                 Todo::Log(event) => {
                     let logs = std::mem::take(&mut self.book.borrow_mut().logs);
                     let live = logs.into_iter().filter(|log| {
@@ -412,18 +428,16 @@ impl Shared {
         self.update_room();
     }
 
-    /// Opens the gate for publishings below the low-water mark, closes it while the server asks for that.
+    /// Lets publishers go on below the low-water mark, and stops them while the server asks for that.
     fn update_room(&self) {
-        if self.down.get().is_some() {
-            self.room.set();
-            return;
-        }
         let (is_blocked, is_open, queued) =
             self.peek(|core| (core.is_blocked(), core.tuned().is_some(), core.output_len()));
-        if is_blocked {
-            self.room.clear();
-        } else if is_open && queued + self.unsent.get() <= self.options.high_water / 2 {
-            self.room.set();
+        if is_blocked || !is_open {
+            self.has_room.set(false);
+        } else if queued + self.unsent.get() <= self.options.high_water / 2
+            && !self.has_room.replace(true)
+        {
+            self.pulse();
         }
     }
 
@@ -479,6 +493,7 @@ impl Shared {
         if state.down.set(why.clone()).is_ok() {
             self.book.borrow_mut().end_consumers(Some(state.key), why);
             self.catch_up();
+            self.pulse();
         }
     }
 
@@ -516,7 +531,6 @@ impl Shared {
         let (is_open, unconfirmed) =
             self.peek(|core| (core.tuned().is_some(), core.all_unconfirmed()));
         if is_open && (is_late || (unconfirmed == 0 && all_is_sent)) {
-            self.left_unconfirmed.set(unconfirmed);
             // It is open, so that is not refused.
             let _ = self.with_core(|core| core.close(ReplyCode::SUCCESS, "bye"));
         }
@@ -537,10 +551,11 @@ impl Shared {
         }
         let mut book = self.book.borrow_mut();
         let gone = std::mem::take(&mut *book);
+        self.left_unconfirmed.set(gone.left_unconfirmed);
         drop(book);
         drop(gone);
         self.ready.set();
-        self.room.set();
+        self.pulse();
         self.ended.set();
     }
 }
@@ -620,7 +635,12 @@ impl Book {
                             props,
                             body,
                         } => Verdict::Returned(Box::new(Returned::new(reason, props, &body))),
-                        Outcome::Unconfirmed(lost) => Verdict::Lost(Box::new(lost.clone())),
+                        Outcome::Unconfirmed(lost) => {
+                            if let Lost::ConnectionDown(_) = lost {
+                                self.left_unconfirmed += 1;
+                            }
+                            Verdict::Lost(Box::new(lost.clone()))
+                        }
                     };
                     if let Some(waker) = window.resolve(seq, verdict) {
                         self.todo.push(Todo::Wake(waker));
@@ -647,6 +667,7 @@ impl Book {
             Event::Flow { channel, active } => {
                 if let Some(state) = self.channel(channel) {
                     state.is_stopped.set(!active);
+                    self.todo.push(Todo::Pulse);
                 }
             }
             Event::Reply { id, result } => {
@@ -694,6 +715,7 @@ impl Book {
                     let _ = state.down.set(error.clone());
                 }
                 self.end_consumers(Some(channel), &error);
+                self.todo.push(Todo::Pulse);
                 if let Some(slot) = self.channels.get_mut(usize::from(channel.id())) {
                     *slot = None;
                 }
