@@ -173,6 +173,8 @@ pub struct Plan {
     pub wait: Duration,
     /// What to publish after that, all of it.
     pub publish: Vec<Publication>,
+    /// What it amounts to.
+    pub settlement: Settlement,
 }
 
 /// Turns an outcome into what must be published for it. `roll` is a random number of 0..1 for the backoff.
@@ -188,6 +190,7 @@ pub fn plan(job: &Job, outcome: &Outcome, policy: &Policy, roll: f64, now: Syste
         correlation_id: job.correlation_id.clone(),
         body,
     };
+    let settlement = outcome.settle(job.marks, &policy, roll);
     let replies = |mut publish: Vec<Publication>| {
         if !job.reply_to.is_empty() {
             let body = match &answer {
@@ -200,9 +203,10 @@ pub fn plan(job: &Job, outcome: &Outcome, policy: &Policy, roll: f64, now: Syste
             first: None,
             wait: Duration::ZERO,
             publish,
+            settlement,
         }
     };
-    match outcome.settle(job.marks, &policy, roll) {
+    match settlement {
         Settlement::Reply => replies(vec![]),
         Settlement::Retry { delay, marks } => {
             let first = job.interim.as_ref().zip(answer.as_ref().err());
@@ -216,6 +220,7 @@ pub fn plan(job: &Job, outcome: &Outcome, policy: &Policy, roll: f64, now: Syste
                     .map(|(to, failure)| reply(to, message::retry(&job.tid, failure, next, now))),
                 wait: delay,
                 publish: vec![Publication::Again { marks }],
+                settlement,
             }
         }
         Settlement::Dead(reason) => {
@@ -311,6 +316,12 @@ impl<D> Ledger<D> {
     /// Takes the delivery of a run that could not be settled: the broker shall deliver it again, and it shall run again.
     pub fn abandoned(&mut self, run: &Run) -> Option<D> {
         self.running.remove(run)
+    }
+
+    /// The delivery that a run has now.
+    #[must_use]
+    pub fn delivery(&self, run: &Run) -> Option<&D> {
+        self.running.get(run)
     }
 
     /// How many runs are between their delivery and their ack.
@@ -429,7 +440,11 @@ mod tests {
             Plan {
                 first: None,
                 wait: Duration::from_secs(2),
-                publish: vec![Publication::Again { marks }]
+                publish: vec![Publication::Again { marks }],
+                settlement: Settlement::Retry {
+                    delay: Duration::from_secs(2),
+                    marks
+                },
             }
         );
         job.marks = marks;

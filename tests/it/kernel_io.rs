@@ -470,7 +470,7 @@ fn an_echo_over_a_unix_socket() {
     std::fs::remove_file(&path).unwrap();
 }
 
-/// Accepts: curio-old/network/create_bad_connection, curio-old/network/create_bad_connection
+/// Accepts: curio-old/network/create_bad_connection
 #[test]
 fn a_connection_that_is_refused_says_to_where() {
     run(async {

@@ -173,8 +173,9 @@ impl Nodes {
     /// How many nodes are in use.
     #[cfg(test)]
     pub(crate) fn live(&self) -> usize {
-        let free = std::iter::successors(Some(self.free), |&id| Some(self[id].next));
-        self.nodes.len() - free.take_while(|&id| id != NIL).count()
+        let some = |id: u32| (id != NIL).then_some(id);
+        let free = std::iter::successors(some(self.free), |&id| some(self[id].next));
+        self.nodes.len() - free.count()
     }
 
     pub(crate) fn insert(

@@ -511,7 +511,7 @@ fn an_idle_virtual_clock_jumps_to_the_next_deadline() {
 
 #[test]
 fn tasks_may_borrow_what_outlives_the_kernel() {
-    let numbers = vec![1, 2, 3];
+    let numbers = [1, 2, 3];
     let sum = Cell::new(0);
     let mut kernel = Kernel::new().unwrap();
     let task = kernel.spawn(async { sum.set(numbers.iter().sum()) });
