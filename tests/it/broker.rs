@@ -33,6 +33,14 @@ fn run(name: &str, check: &str) {
         .expect_code(0);
 }
 
+#[test]
+fn an_embedded_broker_ends_with_who_started_it() {
+    let script = concat!(env!("CARGO_BIN_EXE_embedded-broker"), " | head -n 1");
+    let mut shell = Command::new("sh");
+    let ended = Process::spawn(shell.args(["-c", script])).ended();
+    assert!(ended.stdout.starts_with("listening on 127.0.0.1:"));
+}
+
 fn listed(name: &str) -> Vec<String> {
     let list: &mut Command = &mut script(name);
     let ended = Process::spawn(list.arg("--list")).ended().expect_code(0);
