@@ -11,7 +11,7 @@ use std::time::Duration;
 use kernel::Interrupt;
 use kernel::sync::Queue;
 
-use self::process::{Program, ProcessPool};
+use self::process::{ProcessPool, Program};
 use self::thread::ThreadPool;
 use crate::config::{AllowList, Config, WorkerType};
 use crate::error::Error;
@@ -121,9 +121,7 @@ impl Workers {
         let size = usize::from(config.num_workers.0);
         let rust = match config.worker_type {
             WorkerType::Thread => Rust::Threads(ThreadPool::new(registry.clone(), size)),
-            WorkerType::Process => {
-                Rust::Processes(ProcessPool::new(Program::Myself, size, config))
-            }
+            WorkerType::Process => Rust::Processes(ProcessPool::new(Program::Myself, size, config)),
         };
         let python = || {
             let pool = ProcessPool::new(Program::Python(config.python.clone()), size, config);
@@ -180,7 +178,10 @@ impl Workers {
 
     /// Starts nothing new from here on.
     pub fn quiet(&self) {
-        let crews = [Some(&self.rust.places), self.python.as_ref().map(|p| &p.places)];
+        let crews = [
+            Some(&self.rust.places),
+            self.python.as_ref().map(|p| &p.places),
+        ];
         for places in crews.into_iter().flatten() {
             while places.try_get().is_ok() {}
             places.close();
