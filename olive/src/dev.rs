@@ -64,6 +64,14 @@ impl Embedded {
             .sum()
     }
 
+    /// Messages in one of its queues, of either sort.
+    #[must_use]
+    pub fn messages_in(&self, name: &str) -> usize {
+        let queues = self.server.with(|broker, _| broker.queues());
+        let queue = queues.iter().find(|queue| queue.name == name);
+        queue.map_or(0, |queue| queue.ready + queue.unsettled)
+    }
+
     /// Asks all clients to leave, and waits a moment until they have.
     pub async fn stop(self) {
         let _ = kernel::ignore_after(GOODBYE_WITHIN, self.task.cancel()).await;

@@ -87,6 +87,9 @@ pub enum Error {
         /// Deliveries that were not acked.
         unfinished: usize,
     },
+    /// The demo did not go as it should.
+    #[error("{0}")]
+    Unexpected(String),
     /// The operating system refused something.
     #[error("{what}: {cause}")]
     System {
@@ -102,7 +105,10 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TaskFailed { .. } | Self::Forced { .. } | Self::System { .. } => 1,
+            Self::TaskFailed { .. }
+            | Self::Forced { .. }
+            | Self::Unexpected(_)
+            | Self::System { .. } => 1,
             Self::Config(_) => 2,
             Self::Unreachable { .. }
             | Self::LoginRefused { .. }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use olive::cli::{Cli, Cmd, Submit, show};
+use olive::config::Origin;
 use olive::message::{Failure, Next};
 use olive::submit::{Client, Request};
 use olive::{App, Config, Error};
@@ -47,7 +48,16 @@ fn run(cli: &Cli) -> Result<(), Error> {
             log_at(config.log_level);
             olive::dev::dev(app(config), dev.port, print)
         }
-        Cmd::Demo(_) => Ok(()),
+        Cmd::Demo(demo) => {
+            // Failing tasks are part of the show, and its table says all of them.
+            let asked = config.origin("log_level") != Origin::Default;
+            log_at(if asked {
+                config.log_level
+            } else {
+                log::LevelFilter::Error
+            });
+            olive::demo::demo(&config, demo.tasks, print)
+        }
         Cmd::Config => {
             print(show(&config).trim_end());
             Ok(())

@@ -17,7 +17,7 @@ use crate::config::{AllowList, Config, WorkerType};
 use crate::error::Error;
 use crate::message::{Failure, TaskMessage};
 use crate::outcome::{Outcome, Reason};
-use crate::registry::Registry;
+use crate::registry::{Registry, nearest};
 
 /// One attempt, as a worker gets it.
 #[derive(Debug, Clone)]
@@ -52,7 +52,8 @@ pub fn lane(func: &str, registry: &Registry, allow: &AllowList) -> Lane {
     if registry.has(func) {
         return Lane::Rust;
     }
-    if func.contains('.') && !allow.0.is_empty() {
+    let is_misspelt = nearest(func, registry.names()).is_some();
+    if func.contains('.') && !allow.0.is_empty() && !is_misspelt {
         let text = format!("function \"{func}\" is not allowed (olive_worker_allow={allow})");
         return Lane::Nobody(Outcome::Refused {
             reason: Reason::NotAllowed,
@@ -263,6 +264,9 @@ mod tests {
             text.ends_with("Python functions run when olive_worker_allow names their module"),
             "{text}"
         );
+        let (reason, text) = refusal(of("olive.tasks.do_nothin", &["proj.tasks"]));
+        assert_eq!(reason, Reason::NotRegistered);
+        assert!(text.contains("did you mean"), "{text}");
         assert_eq!(
             refusal(of("add", &[])).1,
             "function \"add\" is not registered"
