@@ -3,7 +3,7 @@
 //!
 //! | module | what belongs there |
 //! |---|---|
-//! | [`broker`] | what foreign clients (pika, kombu) see of the broker: one check of a script in tests/python each |
+//! | [`broker`] | what foreign clients (pika, kombu, celery) see of the broker: one check of a script in tests/python each |
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
@@ -19,5 +19,6 @@ mod faults;
 mod kernel_core;
 mod kernel_io;
 mod kernel_sync;
+mod kernel_universal;
 mod replies;
 mod seed;

@@ -384,11 +384,19 @@ impl Connection {
     /// Ends a consumer that nobody listens to any more: what still comes for it goes back to the queue, and there is no event.
     /// Nothing happens if it has ended already.
     pub fn abandon_consumer(&mut self, key: ChannelKey, consumer: ConsumerKey) {
-        let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
-        let Some(entry) = entry.filter(|entry| !entry.abandoned) else {
+        let Some(channel) = self.channel_mut(key) else {
             return;
         };
-        entry.abandoned = true;
+        match channel.consumer(consumer) {
+            Some(entry) if !entry.abandoned => entry.abandoned = true,
+            Some(_) | None => return,
+        }
+        // RabbitMQ's channel crashes over a cancel that overtakes its consume-ok: then it is sent when that has come.
+        let starts = |w: &&mut Waiter| w.purpose == Purpose::Consume(consumer);
+        if let Some(waiter) = channel.waiters.iter_mut().find(starts) {
+            waiter.abandoned = true;
+            return;
+        }
         // Refused means that the channel is about to go, and the consumer with it.
         if let Ok(request) = self.cancel(key, consumer) {
             self.abandon(request);
