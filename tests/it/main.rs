@@ -19,5 +19,6 @@ mod faults;
 mod kernel_core;
 mod kernel_io;
 mod kernel_sync;
+mod kernel_universal;
 mod replies;
 mod seed;
