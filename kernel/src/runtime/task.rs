@@ -67,6 +67,8 @@ pub(crate) struct Header {
 const CANCELLED: u8 = 1;
 /// Its handle is gone: nobody will take the output.
 const DETACHED: u8 = 2;
+/// To be dropped instead of polled, or as soon as the poll it is in returns.
+const DOOMED: u8 = 4;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -84,6 +86,14 @@ impl Header {
     pub(crate) fn mark_cancelled(&self) -> bool {
         let before = self.marks.replace(self.marks.get() | CANCELLED);
         before & CANCELLED == 0
+    }
+
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.marks.get() & DOOMED != 0
+    }
+
+    pub(crate) fn doom(&self) {
+        self.marks.set(self.marks.get() | DOOMED);
     }
 }
 
@@ -363,6 +373,14 @@ impl Drop for BodyRef {
 }
 
 impl BodyRef {
+    /// Drops a reference that is not the last one. (Were it the last, the body would leak.)
+    #[inline]
+    pub(crate) fn release_shared(self) {
+        debug_assert!(self.refs.get() > 1);
+        self.refs.set(self.refs.get() - 1);
+        std::mem::forget(self);
+    }
+
     /// The last reference goes.
     fn free(&self) {
         if self.stage.get() != Stage::Taken {
@@ -577,9 +595,11 @@ impl Flags {
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
 
-    /// To be dropped as soon as the poll it is in returns.
-    pub(crate) const ABORT: Self = Self(32);
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
+    /// Whether it has any of `flag`'s.
     pub(crate) const fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
     }
@@ -681,6 +701,10 @@ impl Tasks {
 
     pub(crate) fn get(&self, id: u32) -> Option<&Slot> {
         self.slots.get(id as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(id as usize)
     }
 
     /// Every live task's slot.

@@ -99,6 +99,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     /// Waits for a grant. `Ok`: it is taken.
+    #[inline]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Interrupt>> {
         let waited = self.wait.is_waiting();
         let answer = Pin::new(&mut self.wait).poll(cx);
@@ -116,10 +117,13 @@ impl Place<'_> {
     }
 
     /// True: it was granted something that nobody took, to be handed on.
+    #[inline]
     fn leave(&self) -> bool {
-        if !self.wait.is_waiting() {
-            return false;
-        }
+        self.wait.is_waiting() && self.give_up()
+    }
+
+    #[cold]
+    fn give_up(&self) -> bool {
         let granted = self.wait.is_woken();
         decrement(if granted {
             &self.line.granted
