@@ -86,27 +86,30 @@ impl Wait {
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
+        mut open: impl FnMut(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
         running(|core| {
             if self.node != NIL {
-                return match self.proceed(core, cx) {
-                    Progress::Waits => Poll::Pending,
-                    Progress::Fired => Poll::Ready(Ok(true)),
-                    Progress::Closed => Poll::Ready(Ok(false)),
-                    Progress::Interrupted => Poll::Ready(Err(self.interrupt(core))),
+                return match self.has_fired(core) {
+                    true => Poll::Ready(Ok(true)),
+                    false => self.proceed(core, cx),
                 };
             }
-            let refused = core.with(|state| {
-                assert!(state.current != NIL, "a trap was polled outside of a task");
-                let interrupt = state.pending_interrupt();
-                if interrupt.is_none() {
-                    (self.node, self.kernel) = (open(state), core.serial);
+            let mut arm = |state: &mut State| {
+                (self.node, self.kernel) = (open(state), core.serial);
+            };
+            let armed = core.with(|state| {
+                let may_block = state.may_block();
+                if may_block {
+                    arm(state);
                 }
-                interrupt
+                may_block
             });
-            if let Some(interrupt) = refused {
-                return Poll::Ready(Err(interrupt));
+            if !armed {
+                if let Some(interrupt) = core.refusal() {
+                    return Poll::Ready(Err(interrupt));
+                }
+                core.with(arm); // what is pending is held back by a shield
             }
             if !core.is_own(cx.waker()) {
                 self.keep_waker(core, cx.waker());
@@ -115,28 +118,36 @@ impl Wait {
         })
     }
 
-    /// Goes on with a wait that is armed. One that has come to its end other than by an interrupt is over after this.
-    fn proceed(&mut self, core: &Core, cx: &Context<'_>) -> Progress {
+    /// The usual end of a wait. False: it has not come to that.
+    fn has_fired(&mut self, core: &Core) -> bool {
+        self.kernel == core.serial
+            && core.with(|state| state.collect(self.node))
+            && {
+                self.node = NIL;
+                true
+            }
+    }
+
+    /// Goes on with a wait that was not fired.
+    #[cold]
+    fn proceed(&mut self, core: &Core, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
         assert!(
             self.kernel == core.serial,
             "a future that waits in one kernel was polled in another"
         );
-        let phase = core.with(|state| state.collect(self.node));
-        match phase {
-            Phase::Fired => {
-                self.node = NIL;
-                Progress::Fired
-            }
-            Phase::Closed => {
-                self.node = NIL;
-                Progress::Closed
-            }
-            Phase::Interrupted => Progress::Interrupted,
+        let phase = core.with(|state| state.nodes[self.node].phase());
+        let answer = match phase {
             Phase::Armed => {
                 self.refresh(core, cx);
-                Progress::Waits
+                return Poll::Pending;
             }
-        }
+            Phase::Fired => Ok(true),
+            Phase::Closed => Ok(false),
+            Phase::Interrupted => Err(core.with(|state| state.interrupt_of(self.node))),
+        };
+        let node = std::mem::replace(&mut self.node, NIL);
+        core.with(|state| state.release(node));
+        Poll::Ready(answer)
     }
 
     /// Polled without need, or by another task or with another waker than before.
@@ -158,17 +169,6 @@ impl Wait {
     fn keep_waker(&self, core: &Core, waker: &Waker) {
         let waker = waker.clone(); // user code, so no table is borrowed
         core.with(|state| state.set_waker(self.node, Some(waker)));
-    }
-
-    /// The answer of a wait that was interrupted, which ends it.
-    #[cold]
-    fn interrupt(&mut self, core: &Core) -> Interrupt {
-        let node = std::mem::replace(&mut self.node, NIL);
-        core.with(|state| {
-            let interrupt = state.interrupt_of(node);
-            state.release(node);
-            interrupt
-        })
     }
 
     /// Takes the node out of its queue.
@@ -197,14 +197,6 @@ impl Drop for Wait {
             self.abandon();
         }
     }
-}
-
-/// What a poll finds.
-enum Progress {
-    Waits,
-    Fired,
-    Closed,
-    Interrupted,
 }
 
 /// An immediate trap as a future: ready at its first poll.
@@ -548,6 +540,16 @@ pub fn sched_wake(lot: &Lot, count: usize) -> usize {
     }
     let wake = |core: &Core| core.with(|state| state.unpark(lot.id.get(), count));
     runtime::with_kernel(lot.kernel.get(), wake).unwrap_or(0)
+}
+
+/// `sched_wake` for one task. False if none waits.
+#[inline]
+pub(crate) fn wake_one(lot: &Lot) -> bool {
+    if lot.id.get() == NIL {
+        return false;
+    }
+    let wake = |core: &Core| core.with(|state| state.unpark_one(lot.id.get()));
+    runtime::with_kernel(lot.kernel.get(), wake).unwrap_or(false)
 }
 
 /// Waits for the end of a task (in Curio a barrier on the task, here a trap).

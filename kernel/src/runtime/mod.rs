@@ -195,15 +195,22 @@ impl State {
     }
 
     /// Wakes up to `count` tasks of a lot, the longest waiting first.
-    #[inline]
     pub(crate) fn unpark(&mut self, lot: u32, count: usize) -> usize {
-        for woken in 0..count {
-            let Some(node) = self.lots.unpark(&mut self.nodes, lot) else {
-                return woken;
-            };
-            self.fire(node);
+        (0..count)
+            .position(|_| !self.unpark_one(lot))
+            .unwrap_or(count)
+    }
+
+    /// Wakes the task of a lot that waits longest. False if it is empty.
+    #[inline]
+    pub(crate) fn unpark_one(&mut self, lot: u32) -> bool {
+        match self.lots.unpark(&mut self.nodes, lot) {
+            Some(node) => {
+                self.fire(node);
+                true
+            }
+            None => false,
         }
-        count
     }
 
     /// Drops a lot; whoever still waits in it is told so.
@@ -263,13 +270,13 @@ impl State {
         self.free(node);
     }
 
-    /// Ends a wait that was fired or closed, and says which. One that is armed or interrupted stays.
-    pub(crate) fn collect(&mut self, node: u32) -> Phase {
-        let phase = self.nodes[node].phase();
-        if matches!(phase, Phase::Fired | Phase::Closed) {
+    /// Ends a wait if it has been fired.
+    pub(crate) fn collect(&mut self, node: u32) -> bool {
+        let has_fired = self.nodes[node].phase() == Phase::Fired;
+        if has_fired {
             self.free(node);
         }
-        phase
+        has_fired
     }
 
     /// Frees a node that is in no queue any more.
@@ -651,6 +658,15 @@ impl Core {
         }
     }
 
+    /// R4: what a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    #[cold]
+    pub(crate) fn refusal(&self) -> Option<Interrupt> {
+        self.with(|state| {
+            assert!(state.current != NIL, "a trap was polled outside of a task");
+            state.pending_interrupt()
+        })
+    }
+
     /// Makes the scope around a block current again.
     pub(crate) fn leave_scope(&self, outer: u32) {
         self.state.borrow_mut().scope = outer;
@@ -684,16 +700,12 @@ impl Core {
 
     /// As `requeue`, whatever there is to it.
     pub(crate) fn requeue_with_care(&self, waker: &Waker) -> Result<(), Interrupt> {
-        let mut state = self.state.borrow_mut();
-        let task = state.current;
-        assert!(task != NIL, "a trap was polled outside of a task");
-        if let Some(interrupt) = state.pending_interrupt() {
+        if let Some(interrupt) = self.refusal() {
             return Err(interrupt);
         }
         if self.is_own(waker) {
-            state.make_ready(task);
+            self.with(|state| state.make_ready(state.current));
         } else {
-            drop(state);
             waker.wake_by_ref();
         }
         Ok(())

@@ -43,7 +43,7 @@ pub use universal::UniversalEvent;
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
-use crate::traps::{Lot, SchedWait, sched_wait, sched_wake};
+use crate::traps::{Lot, SchedWait, sched_wait, wake_one};
 
 /// A parking lot whose wakes are grants.
 #[derive(Debug, Default)]
@@ -67,7 +67,7 @@ impl Line {
     /// Gives one thing to the task that waits longest. False if nobody waits.
     fn grant(&self) -> bool {
         // The count spares the way into the kernel in the common case.
-        if self.waiting.get() == 0 || sched_wake(&self.lot, 1) == 0 {
+        if self.waiting.get() == 0 || !wake_one(&self.lot) {
             return false;
         }
         decrement(&self.waiting);
