@@ -120,12 +120,10 @@ impl Wait {
 
     /// The usual end of a wait. False: it has not come to that.
     fn has_fired(&mut self, core: &Core) -> bool {
-        self.kernel == core.serial
-            && core.with(|state| state.collect(self.node))
-            && {
-                self.node = NIL;
-                true
-            }
+        self.kernel == core.serial && core.with(|state| state.collect(self.node)) && {
+            self.node = NIL;
+            true
+        }
     }
 
     /// Goes on with a wait that was not fired.

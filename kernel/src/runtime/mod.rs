@@ -768,7 +768,7 @@ impl Core {
             let slots = state.tasks.capacity();
             state.ready.reserve(slots);
         }
-        state.make_ready(slot);
+        state.ready.push(slot);
         handle
     }
 

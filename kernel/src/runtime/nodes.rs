@@ -10,8 +10,8 @@
 use std::panic::Location;
 use std::task::Waker;
 
-pub(crate) use super::wheel::NIL;
 use super::task::Tasks;
+pub(crate) use super::wheel::NIL;
 use super::wheel::Timers;
 
 /// What a wait is for. The task dump shows it, and it decides which queue the wait's node stands in.

@@ -463,7 +463,8 @@ pub(crate) struct Pool {
 struct FreeList {
     /// The first free block; its first word points to the next one.
     head: *mut FreeBlock,
-    len: usize,
+    /// How many bytes it keeps.
+    kept: usize,
 }
 
 struct FreeBlock {
@@ -476,27 +477,29 @@ impl Pool {
             classes: [const {
                 Cell::new(FreeList {
                     head: ptr::null_mut(),
-                    len: 0,
+                    kept: 0,
                 })
             }; LARGEST_POOLED / GRAIN],
         }
     }
 
     fn class(&self, layout: Layout) -> Option<&Cell<FreeList>> {
-        let pooled =
-            layout.size() <= LARGEST_POOLED && layout.align() == GRAIN && layout.size() > 0;
-        pooled.then(|| &self.classes[layout.size() / GRAIN - 1])
+        if layout.align() != GRAIN {
+            return None;
+        }
+        // No list for a size of 0, which wraps, nor for more than the largest.
+        self.classes.get(layout.size().wrapping_sub(1) / GRAIN)
     }
 
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let class = self.class(layout)?;
-        let FreeList { head, len } = class.get();
+        let FreeList { head, kept } = class.get();
         let block = NonNull::new(head)?;
         // SAFETY: blocks on the list are free, at least `GRAIN` bytes, and begin with a `FreeBlock` that `give` wrote.
         let next = unsafe { block.as_ref() }.next;
         class.set(FreeList {
             head: next,
-            len: len - 1,
+            kept: kept - layout.size(),
         });
         Some(block.cast())
     }
@@ -507,8 +510,8 @@ impl Pool {
         let Some(class) = self.class(layout) else {
             return false;
         };
-        let FreeList { head, len } = class.get();
-        if len * layout.size() >= KEPT_BYTES {
+        let FreeList { head, kept } = class.get();
+        if kept >= KEPT_BYTES {
             return false;
         }
         let block = block.cast::<FreeBlock>();
@@ -516,7 +519,7 @@ impl Pool {
         unsafe { block.write(FreeBlock { next: head }) };
         class.set(FreeList {
             head: block.as_ptr(),
-            len: len + 1,
+            kept: kept + layout.size(),
         });
         true
     }
@@ -583,7 +586,6 @@ const _: () = assert!(size_of::<Slot>() == 32);
 pub(crate) struct Flags(u8);
 
 impl Flags {
-    pub(crate) const NONE: Self = Self(0);
     /// In the ready queue.
     pub(crate) const QUEUED: Self = Self(1);
     /// Some scope of it has fired and no trap has told the task yet.
@@ -595,6 +597,7 @@ impl Flags {
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
 
+    /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
@@ -646,6 +649,7 @@ impl Tasks {
         self.last_id
     }
 
+    /// A slot for a new task. Its flags say that it is queued, which the caller sees to.
     pub(crate) fn insert(&mut self, body: BodyRef) -> u32 {
         self.live += 1;
         if self.free != NIL {
@@ -658,7 +662,7 @@ impl Tasks {
                 waits: NIL,
                 scopes: NIL,
                 joiners: NIL,
-                flags: Flags::NONE,
+                flags: Flags::QUEUED,
                 ..*slot
             };
             return id;
@@ -675,7 +679,7 @@ impl Tasks {
             waits: NIL,
             scopes: NIL,
             joiners: NIL,
-            flags: Flags::NONE,
+            flags: Flags::QUEUED,
         });
         id
     }
