@@ -10,10 +10,11 @@ use nix::sys::prctl;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(crate) enum Side {
     Peer,
     /// No competitor: the least that the work can cost, for comparison.
     Floor,
+    /// Ours as an earlier build has it.
+    Earlier,
 }
 
 /// Does the whole work and returns its sample.
@@ -151,11 +154,15 @@ pub(crate) struct BenchResult {
     pub(crate) bench: String,
     /// In the order of the bench's contestants.
     pub(crate) contestants: Vec<ContestantResult>,
+    /// Cores that other processes of the machine used meanwhile, on the average.
+    pub(crate) others: f64,
+    /// Load average of the last minute when it began; our own benches count in it.
+    pub(crate) load: f64,
 }
 
 #[derive(Serialize)]
 pub(crate) struct ContestantResult {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     #[serde(skip)]
     pub(crate) side: Side,
     pub(crate) samples: Vec<Sample>,
@@ -210,54 +217,179 @@ fn is_full_name(benches: &[Bench], name: &str) -> bool {
     benches.iter().any(|bench| bench.name == name)
 }
 
+/// Who takes part in a bench: a contestant of some program, which is this one or an earlier build of it.
+struct Entry<'a> {
+    program: &'a Path,
+    /// What the program calls it.
+    contestant: &'static str,
+    result: ContestantResult,
+}
+
+/// The programs that a run takes its contestants from.
+pub(crate) struct Programs {
+    this: PathBuf,
+    earlier: Vec<PathBuf>,
+}
+
+impl Programs {
+    /// This one, and earlier builds of it that lend their version of ours.
+    pub(crate) fn with(earlier: &[PathBuf]) -> Result<Self, Error> {
+        for path in earlier {
+            if !path.is_file() {
+                return Err(format!("there is no program {}", path.display()).into());
+            }
+        }
+        Ok(Self {
+            this: std::env::current_exe()?,
+            // Without a folder, the name would be looked up in the search path.
+            earlier: earlier
+                .iter()
+                .map(|path| path.canonicalize())
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn entries(&self, bench: &Bench) -> Vec<Entry<'_>> {
+        let entry = |program, it: &Contestant, name, side| Entry {
+            program,
+            contestant: it.name,
+            result: ContestantResult {
+                name,
+                side,
+                samples: Vec::new(),
+                missing: None,
+            },
+        };
+        let mut entries: Vec<Entry<'_>> = bench
+            .contestants
+            .iter()
+            .map(|it| entry(self.this.as_path(), it, it.name.to_string(), it.side))
+            .collect();
+        for program in &self.earlier {
+            let label = program.file_name().unwrap_or_default().to_string_lossy();
+            let ours = bench.contestants.iter().filter(|it| it.side == Side::Ours);
+            entries.extend(ours.map(|it| {
+                let name = earlier_name(it.name, &label);
+                entry(program, it, name, Side::Earlier)
+            }));
+        }
+        entries
+    }
+}
+
+/// What the tables call our contestant as the build `label` has it.
+pub(crate) fn earlier_name(ours: &str, label: &str) -> String {
+    format!("{ours} @{label}")
+}
+
 /// Runs the bench's contestants in turns, `rounds` times, each time in a new process. Each round begins with another contestant, so that
 /// nobody always follows the same neighbour.
 pub(crate) fn interleave(
     bench: &Bench,
+    programs: &Programs,
     rounds: u32,
     broker: Option<&Broker>,
 ) -> Result<BenchResult, Error> {
-    let mut contestants: Vec<ContestantResult> = bench
-        .contestants
-        .iter()
-        .map(|it| ContestantResult {
-            name: it.name,
-            side: it.side,
-            samples: Vec::new(),
-            missing: None,
-        })
-        .collect();
-    let n = contestants.len();
+    let neighbours = Neighbours::watch(broker)?;
+    let mut entries = programs.entries(bench);
+    let n = entries.len();
     for round in 0..rounds as usize {
         for turn in 0..n {
-            let it = &mut contestants[(round + turn) % n];
-            if it.missing.is_some() {
+            let it = &mut entries[(round + turn) % n];
+            if it.result.missing.is_some() {
                 continue;
             }
-            match one_sample(bench, it.name, broker)? {
-                Line::Sample(sample) => it.samples.push(sample),
-                Line::Missing(why) => it.missing = Some(why),
+            match one_sample(bench, it, broker)? {
+                Line::Sample(sample) => it.result.samples.push(sample),
+                Line::Missing(why) => it.result.missing = Some(why),
             }
         }
     }
     Ok(BenchResult {
         bench: bench.name.clone(),
-        contestants,
+        contestants: entries.into_iter().map(|it| it.result).collect(),
+        others: neighbours.cores()?,
+        load: neighbours.load,
     })
 }
 
-fn one_sample(bench: &Bench, contestant: &str, broker: Option<&Broker>) -> Result<Line, Error> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["__one", &bench.name, contestant]);
+fn one_sample(bench: &Bench, it: &Entry<'_>, broker: Option<&Broker>) -> Result<Line, Error> {
+    let mut command = Command::new(it.program);
+    command.args(["__one", &bench.name, it.contestant]);
     if let Some(broker) = broker {
         command.envs(broker.to_env());
     }
     let output = command.stderr(Stdio::inherit()).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().last().map(serde_json::from_str) {
-        Some(Ok(line)) => Ok(line),
-        _ => Ok(Line::Missing(format!("ended with {}", output.status))),
+    Ok(Line::of(&output.stdout)
+        .unwrap_or_else(|| Line::Missing(format!("ended with {}", output.status))))
+}
+
+impl Line {
+    /// The last line of a measuring process's output, if it is one.
+    fn of(output: &[u8]) -> Option<Self> {
+        let text = str::from_utf8(output).ok()?;
+        serde_json::from_str(text.lines().last()?).ok()
     }
+}
+
+/// What else the machine does while a bench runs: all CPU time less that of our children and the broker.
+struct Neighbours {
+    begin: Instant,
+    busy: Duration,
+    own: Duration,
+    broker: Option<u32>,
+    load: f64,
+}
+
+impl Neighbours {
+    fn watch(broker: Option<&Broker>) -> Result<Self, Error> {
+        let broker = broker.and_then(|broker| broker.pid);
+        Ok(Self {
+            begin: Instant::now(),
+            busy: busy_time(&std::fs::read_to_string("/proc/stat")?)?,
+            own: own_time(broker)?,
+            broker,
+            load: load_average(&std::fs::read_to_string("/proc/loadavg")?),
+        })
+    }
+
+    /// Cores in use by others since then, on the average.
+    fn cores(&self) -> Result<f64, Error> {
+        let busy = busy_time(&std::fs::read_to_string("/proc/stat")?)? - self.busy;
+        let own = own_time(self.broker)? - self.own;
+        let others = busy.saturating_sub(own);
+        Ok(others.as_secs_f64() / self.begin.elapsed().as_secs_f64())
+    }
+}
+
+/// The first number of `/proc/loadavg`.
+pub(crate) fn load_average(text: &str) -> f64 {
+    let first = text.split(' ').next();
+    first.and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+}
+
+/// CPU time since the start of the machine, all cores, by the first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq.
+fn busy_time(stat: &str) -> Result<Duration, Error> {
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .and_then(|line| line.strip_prefix("cpu "))
+        .ok_or("/proc/stat does not begin with cpu")?
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields[..] else {
+        return Err("/proc/stat has too few fields".into());
+    };
+    let ticks_per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100).unsigned_abs();
+    let ticks = user + nice + system + irq + softirq;
+    Ok(Duration::from_micros(ticks * 1_000_000 / ticks_per_second))
+}
+
+/// CPU time of this process, of its children that have ended, and of the broker.
+fn own_time(broker: Option<u32>) -> Result<Duration, Error> {
+    let broker = broker.map_or(Ok(Duration::ZERO), load::cpu_of)?;
+    Ok(cpu_time() + cpu_time_of(UsageWho::RUSAGE_CHILDREN) + broker)
 }
 
 /// How many laps [`time`] shall do.
@@ -265,26 +397,27 @@ const LAPS: &str = "BENCHES_LAPS";
 
 /// Instructions per operation, counted by valgrind: what a noisy machine cannot blur. The difference of two runs, so that what comes before
 /// the first lap does not count. Says nothing about waiting for memory or for atomics.
-pub(crate) fn count_instructions(bench: &Bench) -> BenchResult {
-    let one = |it: &Contestant| {
-        let few = instructions(bench, it, 2)?;
-        let more = instructions(bench, it, 6)?;
-        let per_operation = (more.0 - few.0) / (more.1 - few.1);
-        Ok(Sample::from([(INSTRUCTIONS.key.into(), per_operation)]))
-    };
-    let contestants = bench.contestants.iter().map(|it| {
-        let outcome: Result<Sample, Error> = one(it);
-        ContestantResult {
-            name: it.name,
-            side: it.side,
-            missing: outcome.as_ref().err().map(ToString::to_string),
-            samples: outcome.into_iter().collect(),
+pub(crate) fn count_instructions(bench: &Bench, programs: &Programs) -> Result<BenchResult, Error> {
+    let neighbours = Neighbours::watch(None)?;
+    let mut entries = programs.entries(bench);
+    for it in &mut entries {
+        let counted = (|| {
+            let few = instructions(bench, it, 2)?;
+            let more = instructions(bench, it, 6)?;
+            let per_operation = (more.0 - few.0) / (more.1 - few.1);
+            Ok::<_, Error>(Sample::from([(INSTRUCTIONS.key.into(), per_operation)]))
+        })();
+        match counted {
+            Ok(sample) => it.result.samples.push(sample),
+            Err(error) => it.result.missing = Some(error.to_string()),
         }
-    });
-    BenchResult {
-        bench: bench.name.clone(),
-        contestants: contestants.collect(),
     }
+    Ok(BenchResult {
+        bench: bench.name.clone(),
+        contestants: entries.into_iter().map(|it| it.result).collect(),
+        others: neighbours.cores()?,
+        load: neighbours.load,
+    })
 }
 
 pub(crate) const INSTRUCTIONS: Figure = Figure {
@@ -294,18 +427,17 @@ pub(crate) const INSTRUCTIONS: Figure = Figure {
 };
 
 /// Instructions and operations of so many laps.
-fn instructions(bench: &Bench, contestant: &Contestant, laps: u64) -> Result<(f64, f64), Error> {
+fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), Error> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(std::env::current_exe()?)
-        .args(["__one", &bench.name, contestant.name])
+        .arg(it.program)
+        .args(["__one", &bench.name, it.contestant])
         .env(LAPS, laps.to_string())
         .output()
         .map_err(|error| format!("cannot start valgrind: {error}"))?;
-    let line = match String::from_utf8_lossy(&output.stdout).lines().last() {
-        Some(line) => serde_json::from_str(line)?,
-        None => Line::Missing(format!("under valgrind it ended with {}", output.status)),
-    };
+    let line = Line::of(&output.stdout).unwrap_or_else(|| {
+        Line::Missing(format!("under valgrind it ended with {}", output.status))
+    });
     let operations = match line {
         Line::Sample(sample) => sample.get("operations").copied(),
         Line::Missing(why) => return Err(why.into()),
@@ -391,7 +523,11 @@ fn pin(index: usize) -> Result<(), Error> {
 
 /// User and system time of this process, all threads.
 pub(crate) fn cpu_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage knows this process");
+    cpu_time_of(UsageWho::RUSAGE_SELF)
+}
+
+fn cpu_time_of(who: UsageWho) -> Duration {
+    let usage = getrusage(who).expect("getrusage knows this process");
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Duration::from_micros(micros.unsigned_abs())
 }
@@ -403,7 +539,16 @@ const LEAST_LAPS: usize = 5;
 /// Repeats `lap`, which does `operations` operations, first to warm up and then for half a second; gives [`PER_OPERATION`].
 ///
 /// Under [`count_instructions`], it does the laps it is told and gives how many operations that were.
-pub(crate) async fn time(operations: u64, mut lap: impl AsyncFnMut()) -> Sample {
+pub(crate) async fn time(operations: u64, lap: impl AsyncFnMut()) -> Sample {
+    time_for(WARM_UP, MEASURE, operations, lap).await
+}
+
+async fn time_for(
+    warm_up: Duration,
+    measure: Duration,
+    operations: u64,
+    mut lap: impl AsyncFnMut(),
+) -> Sample {
     if let Some(laps) = std::env::var(LAPS).ok().and_then(|laps| laps.parse().ok()) {
         for _ in 0..laps {
             lap().await;
@@ -411,12 +556,12 @@ pub(crate) async fn time(operations: u64, mut lap: impl AsyncFnMut()) -> Sample 
         return Sample::from([("operations".into(), (laps * operations) as f64)]);
     }
     let begin = Instant::now();
-    while begin.elapsed() < WARM_UP {
+    while begin.elapsed() < warm_up {
         lap().await;
     }
     let mut laps = Vec::new();
     let (begin, cpu) = (Instant::now(), cpu_time());
-    while begin.elapsed() < MEASURE || laps.len() < LEAST_LAPS {
+    while begin.elapsed() < measure || laps.len() < LEAST_LAPS {
         let begin = Instant::now();
         lap().await;
         laps.push(begin.elapsed());
@@ -429,4 +574,139 @@ pub(crate) async fn time(operations: u64, mut lap: impl AsyncFnMut()) -> Sample 
         ("ns".into(), per_operation(laps[laps.len() / 2], 1)),
         ("cpu_ns".into(), per_operation(cpu, laps.len())),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn benches() -> Vec<Bench> {
+        ["spawn_join", "spawn_join_one", "yield"]
+            .into_iter()
+            .map(|name| {
+                Bench::new(name, "", PER_OPERATION)
+                    .ours(|| Err("not run".into()))
+                    .with(
+                        "tokio",
+                        Side::Peer,
+                        Work::Measured(Box::new(|| Err("not run".into()))),
+                    )
+            })
+            .collect()
+    }
+
+    fn selected(names: &[&str], only: &[&str]) -> Result<Vec<(String, usize)>, Error> {
+        let owned = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
+        };
+        let benches = select(benches(), &owned(names), &owned(only))?;
+        Ok(benches
+            .into_iter()
+            .map(|it| (it.name, it.contestants.len()))
+            .collect())
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        let chosen = selected(names, &[]).unwrap();
+        chosen.into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn a_full_name_chooses_one_bench_and_a_beginning_all_that_begin_so() {
+        assert_eq!(names(&["spawn_join"]), ["spawn_join"]);
+        assert_eq!(names(&["spawn"]), ["spawn_join", "spawn_join_one"]);
+        assert_eq!(names(&[]).len(), 3);
+        let error = selected(&["spwan"], &[]).unwrap_err().to_string();
+        assert!(error.contains("spwan"), "{error}");
+    }
+
+    #[test]
+    fn only_keeps_the_contestants_it_names_and_drops_benches_without_any() {
+        assert_eq!(
+            selected(&["yield"], &["swe"]).unwrap(),
+            [("yield".into(), 1)]
+        );
+        assert!(selected(&[], &["nobody"]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_name_finds_its_contestant_and_no_other() {
+        let benches = benches();
+        let (bench, contestant) = find(&benches, "yield", "tokio").unwrap();
+        assert_eq!((bench.name.as_str(), contestant.name), ("yield", "tokio"));
+        assert!(find(&benches, "yield", "toki").is_err());
+        assert!(find(&benches, "yiel", "tokio").is_err());
+    }
+
+    #[test]
+    fn an_earlier_build_lends_ours_and_nothing_else() {
+        let programs = Programs {
+            this: "/now/benches".into(),
+            earlier: vec!["/then/before".into()],
+        };
+        let entries = programs.entries(&benches()[0]);
+        let seen: Vec<(&str, &str, &Path)> = entries
+            .iter()
+            .map(|it| (it.result.name.as_str(), it.contestant, it.program))
+            .collect();
+        let (now, then) = (Path::new("/now/benches"), Path::new("/then/before"));
+        assert_eq!(
+            seen,
+            [
+                ("sweepea", "sweepea", now),
+                ("tokio", "tokio", now),
+                ("sweepea @before", "sweepea", then),
+            ]
+        );
+        assert!(Programs::with(&["/no/such/program".into()]).is_err());
+    }
+
+    #[test]
+    fn the_last_line_of_output_is_the_sample() {
+        let output = b"noise\n{\"Sample\":{\"ns\":15.5}}\n";
+        match Line::of(output) {
+            Some(Line::Sample(sample)) => assert_eq!(sample["ns"], 15.5),
+            _ => panic!("no sample"),
+        }
+        let missing = Line::of(br#"{"Missing":"no io_uring"}"#);
+        assert!(matches!(missing, Some(Line::Missing(why)) if why == "no io_uring"));
+        assert!(Line::of(b"").is_none());
+        assert!(Line::of(b"{\"Sample\":{\"ns\":15.5}}\nthread panicked").is_none());
+    }
+
+    #[test]
+    fn busy_time_leaves_out_what_was_idle_or_waited() {
+        let tick = Duration::from_secs(1) / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as u32;
+        let stat = "cpu  1 2 4 1000 2000 8 16 0 0 0\ncpu0 9 9 9 9 9 9 9 0 0 0\n";
+        assert_eq!(busy_time(stat).unwrap(), tick * 31);
+        assert!(busy_time("cpu0 1 2").is_err());
+        assert!(busy_time("cpu  1 2 x").is_err());
+        assert!(busy_time("cpu  1 2 3").is_err());
+    }
+
+    #[test]
+    fn the_load_average_is_the_one_of_the_last_minute() {
+        assert_eq!(load_average("0.53 1.20 2.00 1/345 999\n"), 0.53);
+        assert!(load_average("").is_nan());
+    }
+
+    #[test]
+    fn laps_are_counted_after_the_warm_up_and_never_too_few() {
+        // Longer than all the time there is, so that only the least number of laps is done.
+        let (mut laps, long) = (0, Duration::from_millis(2));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut timing = Box::pin(time_for(long / 2, long / 2, 10, async || {
+            laps += 1;
+            std::thread::sleep(long);
+        }));
+        let std::task::Poll::Ready(sample) = timing.as_mut().poll(&mut context) else {
+            panic!("nothing here waits");
+        };
+        drop(timing);
+        assert_eq!(laps, 1 + LEAST_LAPS);
+        assert!(sample["ns"] >= long.as_nanos() as f64 / 10.0);
+    }
 }

@@ -16,7 +16,21 @@ mod wire;
 
 use clap::{Parser, Subcommand};
 use harness::{Bench, Error, INSTRUCTIONS};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+#[cfg(feature = "allocations")]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
+/// How often `work` asks for memory, growing what it has included.
+#[cfg(feature = "allocations")]
+fn allocations_in(work: impl FnOnce()) -> usize {
+    let region = stats_alloc::Region::new(ALLOCATOR);
+    work();
+    let change = region.change();
+    change.allocations + change.reallocations
+}
 
 #[derive(Parser)]
 #[command(
@@ -39,6 +53,12 @@ struct Cli {
     /// Count instructions per operation with valgrind instead of measuring time
     #[arg(long)]
     instructions: bool,
+    /// Let ours as an earlier build of this program has it take part; may be given several times
+    #[arg(long, value_name = "PROGRAM")]
+    with: Vec<PathBuf>,
+    /// Print rows for a Markdown table instead of tables
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
     /// Print all samples as one JSON document instead of tables
     #[arg(long)]
     json: bool,
@@ -97,8 +117,12 @@ fn start(cli: Cli, benches: Vec<Bench>) -> Result<(), Error> {
 /// Runs the chosen benches one after the other and prints each table as soon as it is complete.
 fn run(benches: &[Bench], cli: &Cli) -> Result<(), Error> {
     let machine = report::Machine::look();
+    let programs = harness::Programs::with(&cli.with)?;
     if !cli.json {
         println!("{machine}");
+    }
+    if cli.markdown {
+        println!("\n{}", report::MARKDOWN_HEAD);
     }
     // Lives as long as the run: dropping it stops the node.
     let broker = match benches.iter().any(|bench| bench.needs_broker) {
@@ -108,14 +132,19 @@ fn run(benches: &[Bench], cli: &Cli) -> Result<(), Error> {
     let mut results = Vec::new();
     for bench in benches {
         let (result, figures) = match cli.instructions {
-            true => (harness::count_instructions(bench), &[INSTRUCTIONS][..]),
+            true => (
+                harness::count_instructions(bench, &programs)?,
+                &[INSTRUCTIONS][..],
+            ),
             false => {
-                let result = harness::interleave(bench, cli.runs, broker.as_ref())?;
+                let result = harness::interleave(bench, &programs, cli.runs, broker.as_ref())?;
                 (result, bench.figures)
             }
         };
-        if !cli.json {
-            report::print(bench, figures, &result);
+        match (cli.json, cli.markdown) {
+            (true, _) => {}
+            (false, true) => print!("{}", report::markdown(figures, &result)),
+            (false, false) => print!("{}", report::tables(bench, figures, &result)),
         }
         results.push(result);
     }

@@ -92,7 +92,7 @@ def resolve(path, entries):
         text = "function %r is not allowed: olive_worker_allow is empty; set it to the modules whose functions may run"
         raise NotAllowed(text % path)
     if not FUNCTION.fullmatch(path):
-        raise NotAllowed("%r is not the import path of a function, such as proj.tasks.add" % path)
+        raise NotAllowed("function %r is not allowed: it is not the import path of a function, such as proj.tasks.add" % path)
     refused = NotAllowed("function %r is not allowed (olive_worker_allow=%s)" % (path, ",".join(entries)))
     parts = path.split(".")
     found = None

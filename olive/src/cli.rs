@@ -29,7 +29,6 @@ pub struct Cli {
 
 /// A command.
 #[derive(Debug, Subcommand)]
-#[non_exhaustive]
 pub enum Cmd {
     /// Run tasks from the queue until SIGTERM or Ctrl-C; a second one leaves at once
     #[command(after_help = examples(&[
@@ -83,6 +82,9 @@ pub struct Submit {
     /// Time limit of the task
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
+    /// Attempts after the first that fails [as the app has it]
+    #[arg(long, value_name = "N")]
+    pub max_retries: Option<u32>,
     /// Task id (made up if absent)
     #[arg(long, value_name = "ID")]
     pub tid: Option<String>,
@@ -91,9 +93,9 @@ pub struct Submit {
 /// How to run broker and workers together.
 #[derive(Debug, Args)]
 pub struct Dev {
-    /// Port of the broker on 127.0.0.1; the next free one if it is taken
-    #[arg(long, default_value_t = 5672)]
-    pub port: u16,
+    /// Port of the broker on 127.0.0.1, 0 for any [that of olive_amqp_url if it names this machine, else 5672; the next free one if it is taken]
+    #[arg(long)]
+    pub port: Option<u16>,
 }
 
 /// How much to show.

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::deliver::{Arrival, Incoming, Job, Ledger, Plan, Publication, Run, accept, plan};
 use crate::message::{self, Failure, RespondTo};
 use crate::outbox::{Fate, Outbox, Pause};
-use crate::outcome::{Marks, Outcome, Reason};
+use crate::outcome::{Outcome, Settlement};
 use crate::pool::{Task, Workers};
 use crate::retry::Policy;
 use crate::stats::Stats;
@@ -274,7 +274,10 @@ impl Dispatch {
             if self.copy_to(&exchange, &key, props, job).await? {
                 return Ok(());
             }
-            log::warn!("task {}: its next attempt finds no queue; trying again", job.tid);
+            log::warn!(
+                "task {}: its next attempt finds no queue; trying again",
+                job.tid
+            );
             pause.wait().await?;
             self.outbox.forget_declared();
             if !there.is_zero() && !self.outbox.need_ladder(queue).await? {
@@ -300,11 +303,16 @@ impl Dispatch {
         match fate {
             Fate::Taken => return Ok(true),
             Fate::Unroutable => {}
-            Fate::Refused(reason) => log::warn!("task {}: the broker refuses a copy: {reason}", job.tid),
+            Fate::Refused(reason) => {
+                log::warn!("task {}: the broker refuses a copy: {reason}", job.tid)
+            }
             Fate::Unsendable(why) => {
                 // Its own headers leave no room for ours; without them it can go.
                 log::warn!("task {}: a copy goes without its headers: {why}", job.tid);
-                let bare = again(Props::EMPTY, &[(ATTEMPT, i64::from(job.marks.attempt + 1).into())]);
+                let bare = again(
+                    Props::EMPTY,
+                    &[(ATTEMPT, i64::from(job.marks.attempt + 1).into())],
+                );
                 let fate = self
                     .outbox
                     .publish(exchange, body.len(), message.properties(&bare))
@@ -346,7 +354,10 @@ impl Dispatch {
                     return Ok(());
                 }
                 Fate::Refused(reason) if reason.code == ReplyCode::PRECONDITION_FAILED => {
-                    log::warn!("task {}: the broker does not take its reply: {reason}", job.tid);
+                    log::warn!(
+                        "task {}: the broker does not take its reply: {reason}",
+                        job.tid
+                    );
                     let text = format!("the broker does not take the result: {}", reason.text);
                     let failure = Failure::new("ResultTooLarge", text);
                     too_large = message::failure(&job.tid, &failure, SystemTime::now());
@@ -354,7 +365,10 @@ impl Dispatch {
                     break;
                 }
                 Fate::Refused(reason) => {
-                    log::warn!("task {}: the broker refuses its reply, trying again: {reason}", job.tid);
+                    log::warn!(
+                        "task {}: the broker refuses its reply, trying again: {reason}",
+                        job.tid
+                    );
                 }
                 Fate::Unsendable(why) => {
                     log::warn!("task {}: its reply cannot be sent: {why}", job.tid);
@@ -367,7 +381,10 @@ impl Dispatch {
             .exchange(&to.exchange)
             .key(&to.routing_key)
             .properties(&properties);
-        self.outbox.publish(&to.exchange, body.len(), message).await.map(drop)
+        self.outbox
+            .publish(&to.exchange, body.len(), message)
+            .await
+            .map(drop)
     }
 }
 
@@ -453,7 +470,6 @@ fn is_for_the_broker(header: &str) -> bool {
 
 /// One line for an outcome: what went well is for those who look closely.
 fn report(job: &Job, outcome: &Outcome, plan: &Plan) {
-    use crate::outcome::Settlement;
     let (tid, func, attempt) = (&job.tid, job.func(), job.marks.attempt);
     let why = || {
         outcome
@@ -479,6 +495,7 @@ fn report(job: &Job, outcome: &Outcome, plan: &Plan) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::Marks;
 
     fn headers(entries: &[(&str, Value<'_>)]) -> TableBuf {
         let mut table = TableBuf::new();

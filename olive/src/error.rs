@@ -31,13 +31,15 @@ pub enum Error {
     },
     /// Exchange or queue exist with other settings.
     #[error(
-        "{name} exists with other settings ({cause}).\n  it was probably made by sweepea.  keep it: olive_amqp_durable=false   replace it: delete it, then start again"
+        "{name} exists with other settings ({cause}).\n  it was probably made by sweepea.  keep it: olive_amqp_durable={keep}   replace it: delete it, then start again"
     )]
     Mismatch {
         /// What exists, for instance `queue "Olive.q"`.
         name: String,
         /// What the broker says.
         cause: String,
+        /// The value of `olive_amqp_durable` that goes with it.
+        keep: &'static str,
     },
     /// The broker closed the connection or a channel, or answered with something unexpected.
     #[error("broker at {url}: {cause}")]
@@ -85,6 +87,9 @@ pub enum Error {
         /// Deliveries that were not acked.
         unfinished: usize,
     },
+    /// The demo did not go as it should.
+    #[error("{0}")]
+    Unexpected(String),
     /// The operating system refused something.
     #[error("{what}: {cause}")]
     System {
@@ -100,7 +105,10 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TaskFailed { .. } | Self::Forced { .. } | Self::System { .. } => 1,
+            Self::TaskFailed { .. }
+            | Self::Forced { .. }
+            | Self::Unexpected(_)
+            | Self::System { .. } => 1,
             Self::Config(_) => 2,
             Self::Unreachable { .. }
             | Self::LoginRefused { .. }

@@ -261,7 +261,7 @@ fn kind(json: &str) -> &'static str {
         Some(b'[') => "an array",
         Some(b'"') => "a string",
         Some(b't' | b'f') => "a boolean",
-        Some(b'n') => "null",
+        Some(b'n') if json.starts_with("null") => "null",
         Some(b'-' | b'0'..=b'9') => "a number",
         Some(_) => "text that is not JSON",
     }

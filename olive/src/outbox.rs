@@ -185,7 +185,9 @@ impl Outbox {
                     pause.wait().await?;
                 }
                 Err(error) => {
-                    log::warn!("delays are kept in memory, the broker refuses the queues for them: {error}");
+                    log::warn!(
+                        "delays are kept in memory, the broker refuses the queues for them: {error}"
+                    );
                     link.has_ladder.set(Some(false));
                 }
             }

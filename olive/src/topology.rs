@@ -8,16 +8,17 @@
 //! dead-lettered to the next lower level; bit 0 leads there at once. Below level 0 the words after the bits name the queue:
 //!
 //! ```text
-//! Olive.delay.27 ─1▶ queue Olive.delay.27 (TTL 2^27 s) ─┐
-//!       └────────0─────────────────────────────────────▶ Olive.delay.26 … Olive.delay.0 ─▶ Olive.delay.out ─"*.*. … .Olive.q"▶ Olive.q
+//! Olive.delay.22 ─1▶ queue Olive.delay.22 (TTL 2^22 s) ─┐
+//!       └────────0─────────────────────────────────────▶ Olive.delay.21 … Olive.delay.0 ─▶ Olive.delay.out ─"*.*. … .Olive.q"▶ Olive.q
 //! ```
 //!
 //! One queue with a TTL per message would be simpler and wrong: RabbitMQ expires at the head only, so a short delay waits behind a long one.
 
 use std::time::Duration;
 
-/// Levels of the ladder: 2^28 - 1 seconds, eight and a half years.
-pub const LEVELS: u32 = 28;
+/// Levels of the ladder: 2^23 - 1 seconds, 97 days. The TTL of one more would not fit into the 32 bits that RabbitMQ counts
+/// milliseconds with.
+pub const LEVELS: u32 = 23;
 /// The exchange below the last level; the queues are bound to it.
 pub const OUT: &str = "Olive.delay.out";
 /// Longest queue name whose route still fits into a routing key (255 bytes), in bytes.
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn a_delay_is_the_sum_of_its_levels() {
         let (exchange, key) = delayed(Duration::from_secs(5), "Olive.q").unwrap();
-        assert_eq!(exchange, "Olive.delay.27");
+        assert_eq!(exchange, "Olive.delay.22");
         assert!(key.ends_with(".0.1.0.1.Olive.q"), "{key}");
         assert_eq!(
             walk(&key, &["Olive.q"]),
@@ -181,10 +182,10 @@ mod tests {
     #[test]
     fn levels_hand_on_downwards() {
         assert_eq!(
-            (below(27), below(1), below(0)),
-            ("Olive.delay.26".into(), "Olive.delay.0".into(), OUT.into())
+            (below(22), below(1), below(0)),
+            ("Olive.delay.21".into(), "Olive.delay.0".into(), OUT.into())
         );
-        assert_eq!((level_ttl(0), level_ttl(27)), (1000, 134_217_728_000));
+        assert_eq!((level_ttl(0), level_ttl(22)), (1000, 4_194_304_000));
         assert_eq!(dead("Olive.q"), "Olive.q.dead");
     }
 

@@ -3,7 +3,8 @@
 //!
 //! | module | what belongs there |
 //! |---|---|
-//! | [`broker`] | what foreign clients (pika, kombu) see of the broker: one check of a script in tests/python each |
+//! | [`broker`] | what foreign clients (pika, kombu, celery) see of the broker: one check of a script in tests/python each |
+//! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
@@ -12,10 +13,12 @@
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
 
 mod broker;
+mod client;
 mod delivery;
 mod faults;
 mod kernel_core;
 mod kernel_io;
 mod kernel_sync;
+mod kernel_universal;
 mod replies;
 mod seed;

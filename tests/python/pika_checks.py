@@ -248,6 +248,54 @@ def an_unbound_queue_gets_no_more(url):
     channel.exchange_delete(exchange)
 
 
+@check
+def a_headers_exchange_matches_headers(url):
+    channel = channel_of(url)
+    exchange = unique("headers")
+    channel.exchange_declare(exchange, "headers", auto_delete=True)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, exchange, "", {"x-match": "all", "a": 1, "b": "x"})
+    channel.queue_bind(queue, exchange, "", {"x-match": "any", "c": 5})
+    routed = []
+    for headers in ({"a": 1, "b": "x"}, {"a": 1}, {"c": 5, "d": 6}, {"a": 1, "b": "y"}, None):
+        try:
+            channel.basic_publish(exchange, "", b"x", pika.BasicProperties(headers=headers), mandatory=True)
+            routed.append(headers)
+        except UnroutableError:
+            pass
+    equal(routed, [{"a": 1, "b": "x"}, {"c": 5, "d": 6}])
+    channel.queue_unbind(queue, exchange, "", {"x-match": "any", "c": 5})
+    text = 'PRECONDITION_FAILED - Invalid x-match field value <<"most">>; expected all, any, all-with-x, or any-with-x'
+    closes_channel(channel, 406, text, lambda c: c.queue_bind(queue, exchange, "", {"x-match": "most"}))
+
+
+@check
+def an_alternate_exchange_takes_what_found_no_queue(url):
+    channel = channel_of(url)
+    rest, exchange = unique("rest"), unique("exchange")
+    channel.exchange_declare(rest, "fanout", auto_delete=True)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, rest)
+    channel.exchange_declare(exchange, "direct", arguments={"alternate-exchange": rest})
+    channel.basic_publish(exchange, "nobody's", b"x", mandatory=True)
+    equal(bodies(channel, queue, 1), [b"x"])
+    channel.exchange_delete(exchange)
+
+
+@check
+def copies_go_to_further_keys_and_the_blind_ones_are_not_shown(url):
+    channel = channel_of(url)
+    first, second, third = (channel.queue_declare("", exclusive=True).method.queue for _ in range(3))
+    headers = {"CC": [second], "BCC": [third], "mine": 1}
+    channel.basic_publish("", first, b"x", pika.BasicProperties(headers=headers))
+    for queue in (first, second, third):
+        method, properties, _ = channel.basic_get(queue, auto_ack=True)
+        equal((method.routing_key, properties.headers), (first, {"CC": [second], "mine": 1}))
+    text = 'PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,"CC",longstr}'
+    wrong = pika.BasicProperties(headers={"CC": "not a list"})
+    closes_channel(channel, 406, text, lambda c: c.basic_publish("", first, b"x", wrong))
+
+
 # ---- queues ----
 
 
@@ -327,6 +375,65 @@ def deleting_what_is_not_there_is_fine(url):
     channel.queue_delete(unique("never"))
     channel.exchange_delete(unique("never"))
     equal(channel.is_open, True)
+
+
+@check
+def removing_a_binding_that_is_not_there_is_fine(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    for of, from_ in ((queue, "amq.direct"), (queue, unique("never")), (unique("never"), "amq.direct")):
+        channel.queue_unbind(of, from_, "k")
+    equal(channel.is_open, True)
+
+
+@check
+def an_empty_queue_name_means_the_one_declared_last(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.basic_publish("", queue, b"x")
+    equal(channel.queue_purge("").method.message_count, 1)
+    text = "NOT_FOUND - no previously declared queue"
+    closes_channel(channel.connection.channel(), 404, text, lambda c: c.queue_purge(""))
+
+
+@check
+def a_full_queue_drops_its_oldest_or_refuses_the_newest(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True, arguments={"x-max-length": 2}).method.queue
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", queue, body)
+    equal(bodies(channel, queue, 2), [b"2", b"3"])
+    arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
+    queue = channel.queue_declare("", exclusive=True, arguments=arguments).method.queue
+    told = []
+    for body in (b"1", b"2", b"3"):
+        try:
+            channel.basic_publish("", queue, body)
+            told.append("ack")
+        except NackError:
+            told.append("nack")
+    equal(told, ["ack", "ack", "nack"])
+    equal(bodies(channel, queue, 2), [b"1", b"2"])
+
+
+@check
+def a_priority_queue_delivers_the_highest_first(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True, arguments={"x-max-priority": 5}).method.queue
+    for body, priority in ((b"none", None), (b"3", 3), (b"above the highest", 9), (b"0", 0)):
+        channel.basic_publish("", queue, body, pika.BasicProperties(priority=priority))
+    equal(bodies(channel, queue, 4), [b"above the highest", b"3", b"none", b"0"])
+
+
+@check
+def a_queue_nobody_uses_expires(url):
+    # Real time is what this tests.
+    channel = channel_of(url)
+    queue = unique("queue")
+    channel.queue_declare(queue, arguments={"x-expires": 200})
+    text = f"NOT_FOUND - no queue '{queue}' in vhost '/'"
+    time.sleep(1)
+    closes_channel(channel, 404, text, lambda c: c.queue_declare(queue, passive=True))
 
 
 # ---- messages ----
@@ -554,6 +661,62 @@ def a_consumer_without_acks_ignores_prefetch(url):
     equal(len(bodies(channel, queue, 5)), 5)
 
 
+@check
+def what_is_requeued_returns_to_its_place(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    for number in range(5):
+        channel.basic_publish("", queue, str(number).encode())
+    tags = [channel.basic_get(queue)[0].delivery_tag for _ in range(4)]
+    for tag in (tags[2], tags[0]):
+        channel.basic_nack(tag)
+    channel.basic_ack(tags[1])
+    found = [channel.basic_get(queue, auto_ack=True) for _ in range(3)]
+    equal([(body, method.redelivered) for method, _, body in found], [(b"0", True), (b"2", True), (b"4", False)])
+    # The one that is left is still unacked; recover puts it back.
+    channel.basic_recover(requeue=True)
+    equal(bodies(channel, queue, 1), [b"3"])
+
+
+@check
+def a_prefetch_for_the_channel_is_shared_by_its_consumers(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.basic_qos(prefetch_count=2, global_qos=True)
+    seen = []
+    for _ in range(2):
+        channel.basic_consume(queue, lambda _c, method, _p, _b: seen.append(method.delivery_tag))
+    for _ in range(6):
+        channel.basic_publish("", queue, b"x")
+    pump(channel, lambda: len(seen) == 2)
+    equal(waiting(channel, queue), 4)
+    channel.basic_ack(1)
+    pump(channel, lambda: len(seen) == 3)
+    equal(waiting(channel, queue), 3)
+
+
+@check
+def a_reply_finds_its_asker_without_a_queue(url):
+    """RabbitMQ's direct reply-to."""
+    asker, answerer = channel_of(url), channel_of(url)
+    pseudo = "amq.rabbitmq.reply-to"
+    answers = []
+    asker.basic_consume(pseudo, lambda _c, _m, properties, body: answers.append((properties.correlation_id, body)), auto_ack=True)
+    queue = unique("questions")
+    answerer.queue_declare(queue, auto_delete=True)
+    asker.basic_publish("", queue, b"?", pika.BasicProperties(reply_to=pseudo, correlation_id="7"))
+    _, properties, _ = answerer.basic_get(queue, auto_ack=True)
+    equal(properties.reply_to.startswith(pseudo + "."), True)
+    answerer.basic_publish("", properties.reply_to, b"!", pika.BasicProperties(correlation_id=properties.correlation_id))
+    pump(asker, lambda: answers)
+    equal(answers, [("7", b"!")])
+    answerer.queue_delete(queue)
+    text = "PRECONDITION_FAILED - reply consumer cannot acknowledge"
+    answerer = closes_channel(answerer, 406, text, lambda c: c.basic_consume(pseudo, lambda *_: None))
+    text = "PRECONDITION_FAILED - fast reply consumer does not exist"
+    closes_channel(answerer, 406, text, lambda c: c.basic_publish("", queue, b"?", pika.BasicProperties(reply_to=pseudo)))
+
+
 # ---- confirms and returns ----
 
 
@@ -626,6 +789,24 @@ def a_queue_with_a_ttl_is_a_delay(url):
 
 
 @check
+def deaths_of_the_same_kind_are_counted(url):
+    channel = channel_of(url)
+    dead = channel.queue_declare("", exclusive=True).method.queue
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+    queue = channel.queue_declare("", exclusive=True, arguments=arguments).method.queue
+    headers = {}
+    for expiration in ("50", "20"):
+        channel.basic_publish("", queue, b"x", pika.BasicProperties(headers=headers, expiration=expiration))
+        _, properties, _ = next(channel.consume(dead, auto_ack=True, inactivity_timeout=30))
+        channel.cancel()
+        headers = properties.headers
+    [death] = headers["x-death"]
+    equal((death["count"], death["reason"], death["queue"], death["original-expiration"]), (2, "expired", queue, "50"))
+    # Or it would expire again where it is now.
+    equal(properties.expiration, None)
+
+
+@check
 def an_exchange_feeds_another(url):
     channel = channel_of(url)
     upper, lower = unique("upper"), unique("lower")
@@ -688,6 +869,96 @@ def other_settings_are_406(url):
 
 
 @check
+def other_arguments_are_406(url):
+    channel = channel_of(url)
+    queue = unique("queue")
+    settings = {"x-message-ttl": 60000, "x-dead-letter-exchange": "dx"}
+    channel.queue_declare(queue, auto_delete=True, arguments=settings)
+    of = f"for queue '{queue}' in vhost '/': "
+    for arguments, text in (
+        (settings | {"x-message-ttl": 60001}, f"'x-message-ttl' {of}received '60001' but current is '60000'"),
+        (settings | {"x-message-ttl": "a"}, f"'x-message-ttl' {of}received 'a' but current is '60000'"),
+        (settings | {"x-dead-letter-exchange": "dy"}, f"'x-dead-letter-exchange' {of}received 'dy' but current is 'dx'"),
+        (settings | {"x-max-length": 3}, f"'x-max-length' {of}received the value '3' of type 'signedint' but current is none"),
+        ({}, f"'x-message-ttl' {of}received none but current is the value '60000' of type 'signedint'"),
+    ):
+        text = f"PRECONDITION_FAILED - inequivalent arg {text}"
+        channel = closes_channel(channel, 406, text, lambda c: c.queue_declare(queue, auto_delete=True, arguments=arguments))
+    channel.queue_delete(queue)
+
+
+@check
+def bad_arguments_are_406(url):
+    channel = channel_of(url)
+    name = unique("queue")
+    for key, value, text in (
+        ("x-message-ttl", -1, "{value_negative,-1}"),
+        ("x-message-ttl", "a", '"expected integer, got longstr"'),
+        ("x-message-ttl", 2**40, "{value_too_large,1099511627776}"),
+        ("x-expires", 0, "{value_zero,0}"),
+        ("x-max-priority", 256, "{max_value_exceeded,256}"),
+        ("x-max-length", -3, "{value_negative,-3}"),
+        ("x-max-length-bytes", True, '"expected integer, got bool"'),
+        ("x-overflow", "zzz", "invalid_overflow"),
+        ("x-dead-letter-routing-key", "a", "routing_key_but_no_dlx_defined"),
+        ("x-single-active-consumer", 1, "{unacceptable_type,signedint}"),
+    ):
+        text = f"PRECONDITION_FAILED - invalid arg '{key}' for queue '{name}' in vhost '/': {text}"
+        channel = closes_channel(channel, 406, text, lambda c: c.queue_declare(name, arguments={key: value}))
+
+
+@check
+def messages_that_make_no_sense_are_406(url):
+    channel = channel_of(url)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    for properties, text in (
+        ({"expiration": "abc"}, "invalid expiration 'abc': no_integer"),
+        ({"expiration": "-5"}, "invalid expiration '-5': {value_negative,-5}"),
+        ({"expiration": "5x"}, "invalid expiration '5x': {leftover_string,\"x\"}"),
+        ({"user_id": "mallory"}, "user_id property set to 'mallory' but authenticated user was 'guest'"),
+    ):
+        text = f"PRECONDITION_FAILED - {text}"
+        channel = closes_channel(channel, 406, text, lambda c: c.basic_publish("", queue, b"x", pika.BasicProperties(**properties)))
+    text = "PRECONDITION_FAILED - cannot switch from confirm to tx mode"
+    channel.confirm_delivery()
+    closes_channel(channel, 406, text, lambda c: c.tx_select())
+
+
+@check
+def an_exclusive_queue_is_locked_for_others(url):
+    owner, other = channel_of(url), channel_of(url)
+    queue = owner.queue_declare("", exclusive=True).method.queue
+    text = f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}' in vhost '/'"
+    for action in (
+        lambda c: c.queue_declare(queue, passive=True),
+        lambda c: c.basic_consume(queue, lambda *_: None),
+        lambda c: c.basic_get(queue),
+        lambda c: c.queue_bind(queue, "amq.direct", "k"),
+        lambda c: c.queue_purge(queue),
+        lambda c: c.queue_delete(queue),
+    ):
+        other = closes_channel(other, 405, text, action)
+    # Sending to it is nobody's privilege.
+    other.confirm_delivery()
+    other.basic_publish("", queue, b"x", mandatory=True)
+    equal(bodies(owner, queue, 1), [b"x"])
+
+
+@check
+def what_no_broker_does_closes_the_connection(url):
+    def immediately(channel):
+        publish = pika.spec.Basic.Publish(exchange="", routing_key="k", immediate=True)
+        channel._impl._send_method(publish, (pika.BasicProperties(), b""))
+
+    for text, action in (
+        ("NOT_IMPLEMENTED - immediate=true", immediately),
+        ("NOT_IMPLEMENTED - active=false", lambda c: c.flow(False)),
+        ("NOT_IMPLEMENTED - prefetch_size!=0 (100)", lambda c: c.basic_qos(prefetch_size=100)),
+    ):
+        closes_connection(channel_of(url), 540, text, action)
+
+
+@check
 def an_unknown_delivery_tag_is_406(url):
     channel = channel_of(url)
     channel = closes_channel(channel, 406, "PRECONDITION_FAILED - unknown delivery tag 99", lambda c: c.basic_ack(99))
@@ -703,16 +974,24 @@ def an_unknown_delivery_tag_is_406(url):
 
 
 @check
-def reserved_names_and_the_default_exchange_are_403(url):
+def what_is_the_brokers_own_is_403(url):
     channel = channel_of(url)
     queue = channel.queue_declare("", exclusive=True).method.queue
+    inside = unique("internal")
+    channel.exchange_declare(inside, "fanout", internal=True)
     default = "ACCESS_REFUSED - operation not permitted on the default exchange"
+    system = "ACCESS_REFUSED - deletion of system exchange 'amq.direct' in vhost '/' not allowed"
+    internal = f"ACCESS_REFUSED - cannot publish to internal exchange '{inside}' in vhost '/'"
     for text, action in (
         ("ACCESS_REFUSED - queue name 'amq.mine' contains reserved prefix 'amq.*'", lambda c: c.queue_declare("amq.mine")),
         ("ACCESS_REFUSED - exchange name 'amq.mine' contains reserved prefix 'amq.*'", lambda c: c.exchange_declare("amq.mine", "direct")),
         (default, lambda c: c.queue_bind(queue, "", "k")),
+        (default, lambda c: c.exchange_delete("")),
+        (system, lambda c: c.exchange_delete("amq.direct")),
+        (internal, lambda c: c.basic_publish(inside, "k", b"x")),
     ):
         channel = closes_channel(channel, 403, text, action)
+    channel.exchange_delete(inside)
 
 
 @check

@@ -26,6 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
 PARTS = ("lint", "unit", "embedded", "rabbitmq")
+# What is worth a run now and then, but needs long or flags that are not stable.
+EXTRAS = ("sanitizers",)
+# Every cargo call that runs tests selects this, so that all of them agree on features and nothing is built twice.
+TESTED = ["--workspace", "--exclude", "benches"]
 # A guard against a hang, not a measure of speed: a cold build on two slow cores stays well below it.
 STEP_LIMIT = 40 * 60
 NODE_START_LIMIT = 120
@@ -326,17 +330,19 @@ def metadata():
     return json.loads(done.stdout)
 
 
-def lint(run, _cargo):
+def lint(run):
     for tool in ("rustfmt", "cargo-clippy"):
         if not shutil.which(tool):
             raise Failure(f"install first: {tool} (rustup component add rustfmt clippy)")
     run.step("format", ["cargo", "fmt", "--all", "--check"])
     run.step("clippy", ["cargo", "clippy", "--workspace", "--all-targets", *LOCKED, "--", "-D", "warnings"])
     run.step("amqp without the kernel", ["cargo", "check", "-p", "sweepea-amqp", "--no-default-features", *LOCKED])
+    doc = ["cargo", "doc", "--workspace", "--no-deps", "--exclude", "benches", "--exclude", "tests", *LOCKED]
+    # The docs of a public item may name a private one: whoever reads that far has the sources.
+    run.step("links in the docs", doc, env={"RUSTDOCFLAGS": "-D warnings -A rustdoc::private_intra_doc_links"})
 
 
 def unit(run, cargo, filters):
-    # Every cargo call selects the whole workspace, so that all of them agree on features and nothing is built twice.
     others = [
         option
         for package in cargo["packages"]
@@ -344,18 +350,39 @@ def unit(run, cargo, filters):
         if target["kind"] == ["test"] and target["name"] != "it"
         for option in ("--test", target["name"])
     ]
-    cargo_test = ["cargo", "test", "--workspace", "--no-fail-fast", *LOCKED]
+    cargo_test = ["cargo", "test", *TESTED, "--no-fail-fast", *LOCKED]
     run.step("unit", [*cargo_test, "--lib", "--bins", *others, "--", *filters])
     run.step("doc", [*cargo_test, "--doc", "--", *filters])
 
 
 def integration(run, name, env, arguments):
-    run.step(
-        f"integration, {name}",
-        ["cargo", "test", "--workspace", "--test", "it", *LOCKED, "--", *arguments],
-        env=env,
-        leftovers_fail=True,
-    )
+    command = ["cargo", "test", *TESTED, "--test", "it", *LOCKED, "--", *arguments]
+    run.step(f"integration, {name}", command, env=env, leftovers_fail=True)
+
+
+SANITIZERS = (
+    # name, further flags, runtime options, further arguments of the unit tests
+    ("address", "", "detect_leaks=0", []),
+    ("thread", "", "", []),
+)
+
+
+def sanitizers(run, filters):
+    """The kernel under the compiler's sanitizers, as far as they work with the standard library as it is delivered (which is
+    not built with them), and the inbox in every order that the memory model allows."""
+    target = "x86_64-unknown-linux-gnu"
+    for name, flags, options, arguments in SANITIZERS:
+        env = {
+            "RUSTC_BOOTSTRAP": "1",
+            "RUSTFLAGS": f"-Zsanitizer={name} -Cunsafe-allow-abi-mismatch=sanitizer {flags}".rstrip(),
+            f"{name[0].upper()}SAN_OPTIONS": options,
+        }
+        cargo_test = ["cargo", "test", "--target", target, "--no-fail-fast", *LOCKED]
+        run.step(f"{name} sanitizer, unit", [*cargo_test, "-p", "sweepea-kernel", "--lib", "--", *arguments, *filters], env=env)
+        kernel = ["-p", "tests", "--test", "it", "--", *(filters or ["kernel_"])]
+        run.step(f"{name} sanitizer, integration", [*cargo_test, *kernel], env=env)
+    loom = ["cargo", "test", "-p", "sweepea-kernel", "--lib", "--release", *LOCKED, "--", "loom"]
+    run.step("every interleaving of the inbox", loom, env={"RUSTFLAGS": "--cfg loom"})
 
 
 def run_parts(run, parts, filters, node):
@@ -367,14 +394,17 @@ def run_parts(run, parts, filters, node):
     cargo = metadata()
     python = run.timed("python clients", make_venv) if {"embedded", "rabbitmq"} & parts else None
     if "lint" in parts:
-        lint(run, cargo)
+        lint(run)
+    if "sanitizers" in parts:
+        sanitizers(run, filters)
+    if not {"unit", "embedded", "rabbitmq"} & parts:
+        return
+    # Everything at once, because the tests' own dependencies change the features that olive's are built with.
+    if not run.step("build", ["cargo", "build", *TESTED, "--bins", "--tests", *LOCKED]):
+        return
     if "unit" in parts:
         unit(run, cargo, filters)
     if not {"embedded", "rabbitmq"} & parts:
-        return
-    # Together with the tests, because their dev-dependencies change the features that olive's dependencies are built with.
-    build = ["cargo", "build", "--workspace", "--bins", "--test", "it", *LOCKED]
-    if not run.step("build", build):
         return
     env = {
         "SWEEPEA_TEST_OLIVE": str(Path(cargo["target_directory"], "debug", "olive")),
@@ -397,7 +427,7 @@ def main():
         description="Sets up what the tests need, runs them all, stops what it started, and ends with one line of totals.",
         epilog="examples:  tests/run    tests/run --only unit    tests/run --only embedded seed::",
     )
-    options.add_argument("--only", action="append", choices=PARTS, help="run this part alone; may be given more than once")
+    options.add_argument("--only", action="append", choices=PARTS + EXTRAS, help="run this part alone; may be given more than once")
     options.add_argument("filter", nargs="*", help="run only tests whose name contains one of these (no lints then)")
     given = options.parse_args()
     parts = set(given.only or PARTS)

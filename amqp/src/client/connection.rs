@@ -145,7 +145,7 @@ async fn attempt(peer: SocketAddr, uri: &Uri, options: &Options) -> Result<Conne
         name: name.cloned().unwrap_or_default(),
     };
     let connection = Connection::start(stream, config, options.clone());
-    match connection.inner.shared.up().await {
+    match connection.up().await {
         Ok(_) => Ok(connection),
         Err(Error::Lost(down)) => Err(Failure::Down(down)),
         Err(Error::Interrupted(interrupt)) => Err(Failure::Interrupted(interrupt)),
@@ -240,6 +240,11 @@ impl Connection {
         Self {
             inner: Rc::new(ConnectionInner { shared }),
         }
+    }
+
+    /// Waits for the end of the handshake.
+    pub(super) async fn up(&self) -> Result<Tuned, Error> {
+        self.inner.shared.up().await
     }
 
     /// Opens a channel.

@@ -45,6 +45,8 @@ mod consumer;
 mod driver;
 mod error;
 mod publisher;
+#[cfg(test)]
+mod tests;
 
 pub use channel::{Channel, DeclareExchange, DeclareQueue, QueueInfo};
 pub use connection::{Closed, Connection, ConnectionEvent, Events, connect, connect_to};

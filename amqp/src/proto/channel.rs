@@ -12,7 +12,7 @@ use crate::wire::cold::{basic, channel, confirm, exchange, queue, tx};
 pub(super) struct Channel {
     pub(super) key: ChannelKey,
     pub(super) stage: Stage,
-    /// Answers come in the order of the requests, so this is all the correlation there is.
+    /// Answers come in the order of the requests, with two exceptions: see [`Channel::next_in_order`].
     pub(super) waiters: VecDeque<Waiter>,
     consumers: Vec<Consumer>,
     /// Where the last consumer tag was found: deliveries come in runs.
@@ -104,6 +104,27 @@ impl Channel {
 
     pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
         self.consumers.retain(|c| c.key != key);
+    }
+
+    /// Where the request waits that is answered next, of those that are answered in order.
+    ///
+    /// `consume-ok` and `cancel-ok` are not: in RabbitMQ they come from the queue's process, by way of the channel's, which may
+    /// have answered what was asked after them. They name their consumer.
+    pub(super) fn next_in_order(&self) -> usize {
+        let overtaken = |w: &&Waiter| matches!(w.purpose, Purpose::Consume(_) | Purpose::Cancel(_));
+        self.waiters.iter().take_while(overtaken).count()
+    }
+
+    /// Where the request waits that a method with a consumer tag answers.
+    pub(super) fn waiter_of_consumer(&self, reply: (u16, u16), tag: &str) -> Option<usize> {
+        self.waiters.iter().position(|waiter| {
+            let (Purpose::Consume(key) | Purpose::Cancel(key)) = waiter.purpose else {
+                return false;
+            };
+            let consumer = self.consumers.iter().find(|c| c.key == key);
+            // One that the broker has cancelled meanwhile has no entry any more.
+            waiter.reply == (reply.0, [reply.1; 2]) && consumer.is_none_or(|c| *c.tag == *tag)
+        })
     }
 
     pub(super) fn request_id(&self, waiter: &Waiter) -> ReqId {

@@ -18,7 +18,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::time::Instant;
 
 use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
@@ -384,11 +384,19 @@ impl Connection {
     /// Ends a consumer that nobody listens to any more: what still comes for it goes back to the queue, and there is no event.
     /// Nothing happens if it has ended already.
     pub fn abandon_consumer(&mut self, key: ChannelKey, consumer: ConsumerKey) {
-        let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
-        let Some(entry) = entry.filter(|entry| !entry.abandoned) else {
+        let Some(channel) = self.channel_mut(key) else {
             return;
         };
-        entry.abandoned = true;
+        match channel.consumer(consumer) {
+            Some(entry) if !entry.abandoned => entry.abandoned = true,
+            Some(_) | None => return,
+        }
+        // RabbitMQ's channel crashes over a cancel that overtakes its consume-ok: then it is sent when that has come.
+        let starts = |w: &&mut Waiter| w.purpose == Purpose::Consume(consumer);
+        if let Some(waiter) = channel.waiters.iter_mut().find(starts) {
+            waiter.abandoned = true;
+            return;
+        }
         // Refused means that the channel is about to go, and the consumer with it.
         if let Ok(request) = self.cancel(key, consumer) {
             self.abandon(request);
@@ -624,12 +632,13 @@ impl Connection {
                     tag: get.delivery_tag,
                 };
                 // Looked at first: a waiter that is not meant has to have its event when the connection ends over this.
+                let next = channel.next_in_order();
                 let Some(&Waiter {
                     purpose: Purpose::Get { no_ack },
                     n,
                     abandoned,
                     ..
-                }) = channel.waiters.front()
+                }) = channel.waiters.get(next)
                 else {
                     let detail = format_args!("basic.get-ok, but no basic.get waits");
                     return Err(bad_method(ReplyCode::COMMAND_INVALID, hot::GET_OK, detail));
@@ -637,7 +646,7 @@ impl Connection {
                 if !channel.unsettled.delivered(key.tag, !no_ack) {
                     return Err(bad_tag(hot::GET_OK, key.tag));
                 }
-                channel.waiters.pop_front();
+                channel.waiters.remove(next);
                 if !abandoned {
                     let id = ReqId { channel: id, n };
                     sink(Event::Got {
@@ -823,15 +832,25 @@ impl Connection {
         }
     }
 
-    /// The answer to the oldest request of a channel.
+    /// The answer to a request: the oldest, but for what [`Channel::next_in_order`] says.
     fn reply(&mut self, id: u16, method: Method, sink: &mut Sink<'_>) -> Result<(), WireError> {
         let channel = present(&mut self.channels, id)?;
         let came = (method.get_amqp_class_id(), method.get_amqp_method_id());
+        let index = match &method {
+            Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => {
+                channel.waiter_of_consumer(came, ok.consumer_tag.as_str())
+            }
+            Method::Basic(basic::AMQPMethod::CancelOk(ok)) => {
+                channel.waiter_of_consumer(came, ok.consumer_tag.as_str())
+            }
+            _ => Some(channel.next_in_order()),
+        };
         let fits = |waiter: &Waiter| {
             let (class, methods) = waiter.reply;
             came.0 == class && methods.contains(&came.1)
         };
-        let Some(waiter) = take_front_if(&mut channel.waiters, fits) else {
+        let index = index.filter(|&index| channel.waiters.get(index).is_some_and(fits));
+        let Some(waiter) = index.and_then(|index| channel.waiters.remove(index)) else {
             let detail = format_args!(
                 "method {} of class {} answers nothing that was asked",
                 came.1, came.0
@@ -1014,17 +1033,6 @@ fn present(channels: &mut [Option<Box<Channel>>], id: u16) -> Result<&mut Channe
         let detail = format_args!("frame on channel {id}, which is not open");
         WireError::new(ReplyCode::CHANNEL_ERROR, detail)
     })
-}
-
-fn take_front_if(
-    waiters: &mut VecDeque<Waiter>,
-    fits: impl FnOnce(&Waiter) -> bool,
-) -> Option<Waiter> {
-    if fits(waiters.front()?) {
-        waiters.pop_front()
-    } else {
-        None
-    }
 }
 
 fn cancel_method(tag: &str) -> Method {

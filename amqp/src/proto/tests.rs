@@ -1342,3 +1342,43 @@ fn after_recover_ok_the_deliveries_before_it_settle_nothing() {
     assert!(rig.conn.settle(again, Settle::Ack));
     assert_eq!(rig.sent(), ["1 ack 2 false"]);
 }
+
+/// In RabbitMQ the answers to consume and cancel come from the queue's process, by a way that later answers are quicker on.
+#[test]
+fn answers_that_name_their_consumer_may_be_overtaken_by_later_ones() {
+    let (mut rig, key) = Rig::with_channel();
+    let consume = rig.consume(key, false);
+    let qos_request = rig.conn.request(key, &qos()).unwrap();
+    rig.cold(1, qos_ok()).cold(1, consume_ok());
+    assert_eq!(
+        rig.deliver(),
+        [
+            format!("reply 1/{} 60.11", qos_request.n),
+            format!("reply 1/{} 60.21", consume.n),
+        ]
+    );
+}
+
+/// A cancel that is sent before the consume was answered crashes RabbitMQ's channel.
+#[test]
+fn a_consumer_that_is_abandoned_early_is_cancelled_once_it_has_started() {
+    let (mut rig, key) = Rig::with_channel();
+    let consume = basic::Consume {
+        queue: "q".into(),
+        consumer_tag: "t".into(),
+        ..Default::default()
+    };
+    let (consumer, request) = rig.conn.consume(key, consume).unwrap();
+    rig.sent();
+    rig.conn.abandon_consumer(key, consumer);
+    rig.conn.abandon(request);
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.cold(1, consume_ok()).deliver();
+    assert_eq!(rig.sent(), ["1 60.30"]);
+
+    put_delivery(&mut rig.server, 1, 1, b"late");
+    assert_eq!(rig.deliver(), [""; 0]);
+    assert_eq!(rig.sent(), ["1 nack 1 requeue true"]);
+    rig.conn.abandon_consumer(key, consumer);
+    assert_eq!(rig.sent(), [""; 0], "cancelled once");
+}

@@ -2,7 +2,6 @@
 
 use super::runtimes;
 use crate::harness::{Bench, Better, Error, Figure, Side};
-use kernel::traps::{Direction, Source};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -78,26 +77,14 @@ fn epoll_by_hand(ready: fn(SocketAddr)) -> Result<(), Error> {
 
 fn ours(ready: fn(SocketAddr)) -> Result<(), Error> {
     runtimes::ours(async move {
-        let listener = TcpListener::bind(ANY)?;
-        listener.set_nonblocking(true)?;
+        let listener = kernel::net::TcpListener::bind(ANY)?;
         ready(listener.local_addr()?);
-        let incoming = Source::new(&listener);
         loop {
-            let (stream, _) = incoming
-                .ready_op(Direction::Read, || listener.accept())
-                .await?;
-            stream.set_nonblocking(true)?;
+            let (stream, _) = listener.accept().await?;
             kernel::spawn(async move {
-                let source = Source::new(&stream);
                 let mut buffer = [0; BUFFER];
-                while let Ok(n @ 1..) = source
-                    .ready_op(Direction::Read, || (&stream).read(&mut buffer))
-                    .await
-                {
-                    if n < BUFFER {
-                        source.clear_ready(Direction::Read);
-                    }
-                    if (&stream).write_all(&buffer[..n]).is_err() {
+                while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                    if stream.write_all(&buffer[..n]).await.is_err() {
                         break;
                     }
                 }

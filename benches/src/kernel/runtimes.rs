@@ -7,10 +7,7 @@ use crate::harness::Error;
 
 /// The kernel.
 pub(super) fn ours<T: 'static>(main: impl Future<Output = T> + 'static) -> Result<T, Error> {
-    let joined = kernel::run(async { kernel::spawn(main).join().await });
-    // Neither error is `Send`, which ours must be for the AMQP peers' sake.
-    let joined = joined.map_err(|error| error.to_string())?;
-    Ok(joined.map_err(|error| error.to_string())?)
+    Ok(kernel::run(async { kernel::spawn(main).join().await })??)
 }
 
 #[cfg(feature = "peers")]

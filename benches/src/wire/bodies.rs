@@ -1,7 +1,9 @@
 //! Large messages, published and consumed at once on two connections.
 
+use super::ours::{Ours, on_kernel};
 use super::{Meter, PER_MESSAGE};
 use crate::harness::{Bench, Error, Sample};
+use amqp::client::Message;
 
 const BODY: usize = 1 << 20;
 const MESSAGES: u64 = 200;
@@ -14,12 +16,40 @@ pub(super) fn one_mebibyte() -> Bench {
         PER_MESSAGE,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin()))
         .peer("amqprs", || super::peers::on_tokio(peers::amqprs()));
     bench
+}
+
+async fn ours() -> Result<Sample, Error> {
+    let (sender, receiver) = (Ours::connect().await?, Ours::connect().await?);
+    let queue = receiver.declare("bodies").await?;
+    let meter = Meter::start()?;
+    let consume = receiver.channel.consume(&queue).prefetch(PREFETCH);
+    let mut deliveries = consume.start().await?;
+    let to = queue.clone();
+    let publishing = kernel::spawn(async move {
+        let body = vec![b'x'; BODY];
+        for _ in 0..MESSAGES {
+            let message = Message::new(&body).key(&to);
+            sender.channel.publish(message).await?;
+        }
+        Ok::<_, amqp::client::Error>(sender)
+    });
+    for _ in 0..MESSAGES {
+        let delivery = deliveries.next().await?.ok_or("the consumer ended")?;
+        assert_eq!(delivery.body().len(), BODY);
+        delivery.ack();
+    }
+    receiver.barrier(&queue).await?;
+    let sample = meter.stop(MESSAGES);
+    publishing.join().await??;
+    receiver.delete(&queue).await?;
+    sample
 }
 
 #[cfg(feature = "peers")]

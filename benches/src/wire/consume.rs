@@ -1,5 +1,7 @@
 //! Small messages on their way from the broker, with prefetch 1,000.
 
+use super::ours::{Ours, on_kernel};
+use super::publish::ours_fill;
 use super::{Meter, PER_MESSAGE};
 use crate::harness::{Bench, Error, Sample};
 
@@ -15,7 +17,8 @@ pub(super) fn acking_each() -> Bench {
         PER_MESSAGE,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours(1)));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin(1)))
@@ -33,12 +36,38 @@ pub(super) fn acking_many() -> Bench {
         PER_MESSAGE,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours(MANY as usize)));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin(MANY)))
         .peer("amqprs", || super::peers::on_tokio(peers::amqprs(MANY)));
     bench
+}
+
+/// Acks each delivery by itself, `together` of them at a time. There is no `multiple` to ask for: acks that are given in one turn of the
+/// kernel leave merged.
+async fn ours(together: usize) -> Result<Sample, Error> {
+    let client = Ours::connect().await?;
+    let queue = client.declare("consume").await?;
+    ours_fill(&client, &queue, MESSAGES).await?;
+    client.barrier(&queue).await?;
+    let meter = Meter::start()?;
+    let consume = client.channel.consume(&queue).prefetch(PREFETCH);
+    let mut deliveries = consume.start().await?;
+    let mut held = Vec::with_capacity(together);
+    for _ in 0..MESSAGES {
+        held.push(deliveries.next().await?.ok_or("the consumer ended")?);
+        if held.len() == together {
+            for delivery in held.drain(..) {
+                delivery.ack();
+            }
+        }
+    }
+    client.barrier(&queue).await?;
+    let sample = meter.stop(MESSAGES);
+    client.delete(&queue).await?;
+    sample
 }
 
 #[cfg(feature = "peers")]

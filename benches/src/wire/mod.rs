@@ -3,12 +3,11 @@
 //! The figure that counts is the client's CPU per message: messages per second are the broker's doing. Nothing is pinned, since the broker
 //! wants both cores, and lapin has a thread for its I/O beside tokio's.
 
-// Our client is not among the contestants yet, so without peers nothing here is used.
-#![cfg_attr(not(feature = "peers"), allow(dead_code, unused_imports))]
-
 mod bodies;
 mod broker;
+mod codec;
 mod consume;
+mod ours;
 #[cfg(feature = "peers")]
 mod peers;
 mod publish;
@@ -22,6 +21,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) fn benches() -> Vec<Bench> {
     vec![
+        codec::publish(),
+        codec::deliver(),
+        codec::ack(),
         publish::unconfirmed(),
         publish::confirmed(),
         consume::acking_each(),
@@ -29,6 +31,11 @@ pub(crate) fn benches() -> Vec<Bench> {
         bodies::one_mebibyte(),
         rpc::round_trips(),
     ]
+}
+
+/// A queue's name that no other process uses.
+fn queue_name(role: &str) -> String {
+    format!("benches.{}.{role}", std::process::id())
 }
 
 /// What the small messages carry.

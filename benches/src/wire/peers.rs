@@ -1,6 +1,6 @@
 //! What the other clients need before the work begins: a connection, a channel, a queue of one's own.
 
-use super::Broker;
+use super::{Broker, queue_name};
 use crate::harness::{Error, Sample};
 use amqprs::channel::{QueueDeclareArguments, QueueDeleteArguments};
 use amqprs::connection::OpenConnectionArguments;
@@ -17,11 +17,6 @@ pub(super) fn on_tokio(
         .enable_all()
         .build()?;
     runtime.block_on(async { tokio::spawn(main).await })?
-}
-
-/// A name that no other run uses.
-fn queue_name(role: &str) -> String {
-    format!("benches.{}.{role}", std::process::id())
 }
 
 pub(super) struct Lapin {

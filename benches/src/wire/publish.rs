@@ -1,7 +1,10 @@
 //! Small messages on their way to the broker.
 
+use super::ours::{Ours, on_kernel};
 use super::{BODY, Meter, PER_MESSAGE};
 use crate::harness::{Bench, Error, Sample};
+use amqp::client::{Confirm, Message, PublisherOptions};
+use std::collections::VecDeque;
 
 const MESSAGES: u64 = 100_000;
 /// Most messages that wait for their confirm.
@@ -14,7 +17,8 @@ pub(super) fn unconfirmed() -> Bench {
         PER_MESSAGE,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin()))
@@ -32,7 +36,8 @@ pub(super) fn confirmed() -> Bench {
         PER_MESSAGE,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours_confirmed()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin_confirmed()))
@@ -45,6 +50,53 @@ pub(super) fn confirmed() -> Bench {
     bench
 }
 
+async fn ours() -> Result<Sample, Error> {
+    let client = Ours::connect().await?;
+    let queue = client.declare("publish").await?;
+    let meter = Meter::start()?;
+    ours_fill(&client, &queue, MESSAGES).await?;
+    client.barrier(&queue).await?;
+    let sample = meter.stop(MESSAGES);
+    client.delete(&queue).await?;
+    sample
+}
+
+pub(super) async fn ours_fill(client: &Ours, queue: &str, messages: u64) -> Result<(), Error> {
+    for _ in 0..messages {
+        client
+            .channel
+            .publish(Message::new(&BODY).key(queue))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Looks at each message's own outcome, the oldest first.
+async fn ours_confirmed() -> Result<Sample, Error> {
+    let client = Ours::connect().await?;
+    let queue = client.declare("confirms").await?;
+    let options = PublisherOptions {
+        window: WINDOW as usize,
+    };
+    let publisher = client.connection.publisher(options).await?;
+    let mut window: VecDeque<Confirm> = VecDeque::new();
+    let meter = Meter::start()?;
+    for _ in 0..MESSAGES {
+        if window.len() as u64 == WINDOW {
+            let oldest = window.pop_front().expect("the window is not empty");
+            oldest.await?;
+        }
+        let message = Message::new(&BODY).key(&queue);
+        window.push_back(publisher.publish(message).await?);
+    }
+    for confirm in window {
+        confirm.await?;
+    }
+    let sample = meter.stop(MESSAGES);
+    client.delete(&queue).await?;
+    sample
+}
+
 #[cfg(feature = "peers")]
 pub(super) mod peers {
     use super::super::peers::{Amqprs, Lapin};
@@ -55,7 +107,6 @@ pub(super) mod peers {
     use ::lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
     use ::lapin::{Confirmation, PublisherConfirm};
     use futures_util::future::try_join_all;
-    use std::collections::VecDeque;
     use tokio::sync::watch;
 
     type Result<T> = std::result::Result<T, Error>;

@@ -1,8 +1,11 @@
 //! A question and its answer over two queues and two connections, one at a time.
 
+use super::ours::{Ours, on_kernel};
 use super::{BODY, Meter};
 use crate::harness::{Bench, Better, Error, Figure, Sample};
-use std::time::Duration;
+use amqp::client::{Cap, Consumer, Message};
+use amqp::wire::Properties;
+use std::time::{Duration, Instant};
 
 const CALLS: u64 = 3000;
 /// Calls before those that count.
@@ -32,7 +35,8 @@ pub(super) fn round_trips() -> Bench {
         FIGURES,
     )
     .on_all_cores()
-    .with_broker();
+    .with_broker()
+    .ours(|| on_kernel(ours()));
     #[cfg(feature = "peers")]
     let bench = bench
         .peer("lapin", || super::peers::on_tokio(peers::lapin()))
@@ -49,6 +53,70 @@ fn with_median(meter: Meter, mut calls: Vec<Duration>) -> Result<Sample, Error> 
     Ok(sample)
 }
 
+async fn ours() -> Result<Sample, Error> {
+    let (caller, callee) = (Ours::connect().await?, Ours::connect().await?);
+    let (questions, answers) = (
+        callee.declare("ask").await?,
+        caller.declare("answer").await?,
+    );
+    let mut answered = ours_consumer(&caller, &answers).await?;
+    let mut asked = ours_consumer(&callee, &questions).await?;
+    let answering = kernel::spawn(async move {
+        for _ in 0..WARM_UP + CALLS {
+            let question = asked.next().await?.ok_or("the consumer ended")?;
+            let to = question.props().reply_to().ok_or("no reply_to")?;
+            let properties = Properties {
+                correlation_id: question.props().correlation_id(),
+                ..Default::default()
+            };
+            let answer = Message::new(question.body()).key(to);
+            callee
+                .channel
+                .publish(answer.properties(&properties))
+                .await?;
+        }
+        Ok::<_, Error>(callee)
+    });
+    let mut calls = Vec::with_capacity(CALLS as usize);
+    let mut meter = Meter::start()?;
+    for n in 0..WARM_UP + CALLS {
+        if n == WARM_UP {
+            meter = Meter::start()?;
+        }
+        let begin = Instant::now();
+        let id = n.to_string();
+        let properties = Properties {
+            reply_to: Some(&answers),
+            correlation_id: Some(&id),
+            ..Default::default()
+        };
+        let question = Message::new(&BODY).key(&questions);
+        caller
+            .channel
+            .publish(question.properties(&properties))
+            .await?;
+        let answer = answered.next().await?.ok_or("the consumer ended")?;
+        assert_eq!(answer.body(), BODY);
+        if n >= WARM_UP {
+            calls.push(begin.elapsed());
+        }
+    }
+    let sample = with_median(meter, calls);
+    let callee = answering.join().await??;
+    callee.delete(&questions).await?;
+    caller.delete(&answers).await?;
+    sample
+}
+
+async fn ours_consumer(client: &Ours, queue: &str) -> Result<Consumer, Error> {
+    // Never more than one is on its way.
+    let cap = Cap {
+        count: 16,
+        bytes: 1 << 20,
+    };
+    Ok(client.channel.consume(queue).no_ack(cap).start().await?)
+}
+
 #[cfg(feature = "peers")]
 mod peers {
     use super::super::peers::{Amqprs, Lapin};
@@ -59,7 +127,6 @@ mod peers {
     use ::lapin::options::{BasicConsumeOptions, BasicPublishOptions};
     use ::lapin::types::FieldTable;
     use futures_util::StreamExt;
-    use std::time::Instant;
     use tokio::sync::mpsc::UnboundedReceiver;
 
     type Result<T> = std::result::Result<T, Error>;

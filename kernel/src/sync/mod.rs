@@ -8,9 +8,11 @@
 //! | [`Semaphore`], [`BoundedSemaphore`] | one of so many permits | the same |
 //! | [`Condition`] | a change, with a lock | `Condition` |
 //! | [`Queue`], [`PriorityQueue`], [`LifoQueue`] | an item, or room for one | the same |
-//! | [`UniversalEvent`] | a flag that any thread may set | `UniversalEvent` |
+//! | [`UniversalEvent`] | a flag, across threads | `UniversalEvent` |
+//! | [`UniversalResult`] | one value, across threads | `UniversalResult` |
+//! | [`UniversalQueue`] | an item, or room for one, across threads | `UniversalQueue` |
 //!
-//! All but the last are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
+//! All but the universal ones are shared by reference, usually in an [`Rc`](std::rc::Rc), and belong to the kernel in which a task first waits at them.
 //! What cannot block is a plain call, and may also be made from outside a task. What can is a future: a cancellation
 //! point only if it has to wait. When it has not, it lets the other tasks run only if the task has gone on for long without.
 //!
@@ -19,12 +21,14 @@
 //! what it was given, the next one gets it. A cancellation that comes after the grant does not take it back.
 
 mod condition;
+mod crossing;
 mod event;
 mod lock;
 mod queue;
 mod result;
 mod semaphore;
 mod universal;
+mod universal_queue;
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -39,7 +43,8 @@ pub use queue::{
 };
 pub use result::{Broken, Promise, Promised, PromisedWait, promise};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore, SemaphoreAcquire, TooManyPermits};
-pub use universal::UniversalEvent;
+pub use universal::{UniversalEvent, UniversalResult};
+pub use universal_queue::{UniversalPut, UniversalQueue};
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;

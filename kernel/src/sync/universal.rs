@@ -1,12 +1,16 @@
-//! Synchronisation across threads: for tasks of any kernel and for threads that run none.
+//! A flag and a value across threads: for tasks of any kernel, for other runtimes, and for threads that run none.
+//!
+//! Every wait comes in three forms. The plain one (`wait`) is for tasks of a kernel, which can interrupt it. `wait_blocking` is for threads.
+//! `wait_anywhere` is an ordinary `Send` future, for tokio and its like.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::crossing::{Anywhere, Crossing, Errand, Line, Waiter, block_on, in_task};
 use crate::error::Interrupt;
-use crate::traps::{Completer, future_wait, poll_proceed};
 
 /// A flag that tasks of several kernels, and other threads, set and wait for (Curio's `UniversalEvent`). Clones are the same event.
 ///
@@ -20,23 +24,13 @@ use crate::traps::{Completer, future_wait, poll_proceed};
 /// ```
 #[derive(Clone, Default)]
 pub struct UniversalEvent {
-    shared: Arc<Shared>,
+    shared: Arc<Crossing<Flag>>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    threads: Condvar,
-}
-
-#[derive(Default)]
-struct State {
+struct Flag {
     is_set: bool,
-    /// How often it was set: threads that slept through a `set` and a `clear` go on by this.
-    sets: u64,
-    /// The tasks that wait, by ticket.
-    tasks: Vec<(u64, Completer)>,
-    last_ticket: u64,
+    line: Line,
 }
 
 impl UniversalEvent {
@@ -48,30 +42,24 @@ impl UniversalEvent {
 
     /// Sets it and wakes all who wait. Who was woken goes on even if the event is cleared before it runs.
     pub fn set(&self) {
-        let mut state = self.shared.lock();
-        if state.is_set {
-            return;
-        }
-        state.is_set = true;
-        state.sets += 1;
-        let tasks = std::mem::take(&mut state.tasks);
-        drop(state);
-        self.shared.threads.notify_all();
-        drop(tasks); // dropping a completer answers its wait
+        self.shared.with(|flag, woken| {
+            flag.is_set = true;
+            flag.line.grant_all(woken);
+        });
     }
 
     /// Resets it: who comes now waits.
     pub fn clear(&self) {
-        self.shared.lock().is_set = false;
+        self.shared.with(|flag, _| flag.is_set = false);
     }
 
     /// Whether it is set.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.shared.lock().is_set
+        self.shared.with(|flag, _| flag.is_set)
     }
 
-    /// Waits, in a task, until it is set.
+    /// Waits, in a task of a kernel, until it is set.
     ///
     /// Cancellation point: only if it has to wait. If dropped, nothing is lost.
     ///
@@ -79,51 +67,20 @@ impl UniversalEvent {
     /// An [`Interrupt`].
     #[track_caller]
     pub fn wait(&self) -> impl Future<Output = Result<(), Interrupt>> + use<> {
-        let shared = Arc::clone(&self.shared);
-        let ticket = shared.ticket();
-        let waiter = Waiter {
-            shared: Arc::clone(&self.shared),
-            ticket,
-        };
-        // Made here, not in the block below, for the caller's location.
-        let wait = future_wait(move |completer| {
-            let mut state = shared.lock();
-            if !state.is_set {
-                state.tasks.push((ticket, completer));
-            }
-        });
-        async move {
-            if waiter.shared.lock().is_set {
-                poll_fn(|cx| poll_proceed(cx)).await;
-                return Ok(());
-            }
-            let answer = wait.await;
-            drop(waiter);
-            answer
-        }
+        in_task(&self.shared, WaitForFlag)
     }
 
     /// Waits, in a thread that runs no kernel, until it is set; for at most `timeout`, if there is one. False if it was not.
     ///
-    /// In a task this would stop the whole kernel: use [`wait`](UniversalEvent::wait) there.
+    /// In a task this would stop the whole kernel: use [`wait`](Self::wait) there.
+    #[must_use = "false means that the event was not set"]
     pub fn wait_blocking(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut state = self.shared.lock();
-        let sets = state.sets;
-        while !state.is_set && state.sets == sets {
-            let threads = &self.shared.threads;
-            let Some(deadline) = deadline else {
-                state = threads.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let woken = threads.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        block_on(&mut Anywhere::new(&self.shared, WaitForFlag), timeout).is_some()
+    }
+
+    /// Waits, in any executor, until it is set. If dropped, nothing is lost.
+    pub fn wait_anywhere(&self) -> impl Future<Output = ()> + Send + use<> {
+        Anywhere::new(&self.shared, WaitForFlag)
     }
 }
 
@@ -135,31 +92,163 @@ impl fmt::Debug for UniversalEvent {
     }
 }
 
-impl Shared {
-    fn ticket(&self) -> u64 {
-        let mut state = self.lock();
-        state.last_ticket += 1;
-        state.last_ticket
+struct WaitForFlag;
+
+impl Errand for WaitForFlag {
+    type State = Flag;
+    type Output = ();
+
+    fn line(flag: &mut Flag) -> &mut Line {
+        &mut flag.line
     }
 
-    /// Nothing that runs under the lock leaves the state half changed, so poison is no reason to stop.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_open(flag: &Flag) -> bool {
+        flag.is_set
+    }
+
+    fn finish(&mut self, _: &mut Flag, _: &mut Vec<Waiter>) -> Option<()> {
+        Some(())
+    }
+
+    fn hand_on(_: &mut Flag, _: &mut Vec<Waiter>) {}
+}
+
+/// A value that one thread or task gives, once, and any number wait for (Curio's `UniversalResult`). Clones are the same result; who
+/// waits gets a clone of the value. For something that can fail, let `T` be a [`Result`].
+///
+/// ```
+/// use kernel::sync::UniversalResult;
+///
+/// let answer = UniversalResult::new();
+/// let giver = answer.clone();
+/// std::thread::spawn(move || giver.set(42));
+/// assert_eq!(kernel::run(async { answer.wait().await }).unwrap(), Ok(42));
+/// assert_eq!(answer.wait_blocking(None), Some(42));
+/// ```
+pub struct UniversalResult<T> {
+    shared: Arc<Crossing<Slot<T>>>,
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    line: Line,
+}
+
+impl<T> UniversalResult<T> {
+    /// A result that has no value yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let slot = Slot {
+            value: None,
+            line: Line::default(),
+        };
+        Self {
+            shared: Arc::new(Crossing::new(slot)),
+        }
+    }
+
+    /// Gives the value and wakes all who wait.
+    ///
+    /// # Errors
+    /// The value, if there was one before; that one stands.
+    pub fn set(&self, value: T) -> Result<(), T> {
+        self.shared.with(|slot, woken| {
+            if slot.value.is_some() {
+                return Err(value);
+            }
+            slot.value = Some(value);
+            slot.line.grant_all(woken);
+            Ok(())
+        })
+    }
+
+    /// Whether the value is there.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.shared.with(|slot, _| slot.value.is_some())
     }
 }
 
-/// A task's place among those who wait; given up when it is dropped.
-struct Waiter {
-    shared: Arc<Shared>,
-    ticket: u64,
+impl<T: Clone> UniversalResult<T> {
+    /// The value, if it is there.
+    #[must_use]
+    pub fn value(&self) -> Option<T> {
+        self.shared.with(|slot, _| slot.value.clone())
+    }
+
+    /// Waits, in a task of a kernel, for the value.
+    ///
+    /// Cancellation point: only if it has to wait. If dropped, nothing is lost.
+    ///
+    /// # Errors
+    /// An [`Interrupt`].
+    #[track_caller]
+    pub fn wait(&self) -> impl Future<Output = Result<T, Interrupt>> + use<T> {
+        in_task(&self.shared, WaitForValue::new())
+    }
+
+    /// Waits, in a thread that runs no kernel, for the value; for at most `timeout`, if there is one. `None` if it did not come.
+    ///
+    /// In a task this would stop the whole kernel: use [`wait`](Self::wait) there.
+    #[must_use]
+    pub fn wait_blocking(&self, timeout: Option<Duration>) -> Option<T> {
+        block_on(
+            &mut Anywhere::new(&self.shared, WaitForValue::new()),
+            timeout,
+        )
+    }
+
+    /// Waits, in any executor, for the value. If dropped, nothing is lost.
+    pub fn wait_anywhere(&self) -> impl Future<Output = T> + use<T> {
+        Anywhere::new(&self.shared, WaitForValue::new())
+    }
 }
 
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        let place = state.tasks.iter().position(|(id, _)| *id == self.ticket);
-        let completer = place.map(|place| state.tasks.swap_remove(place));
-        drop(state);
-        drop(completer); // too late to matter, but it takes the inbox's lock
+impl<T> Default for UniversalResult<T> {
+    fn default() -> Self {
+        Self::new()
     }
+}
+
+impl<T> Clone for UniversalResult<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<T> fmt::Debug for UniversalResult<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UniversalResult")
+            .field("is_set", &self.is_set())
+            .finish_non_exhaustive()
+    }
+}
+
+struct WaitForValue<T>(PhantomData<fn() -> T>);
+
+impl<T> WaitForValue<T> {
+    const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Clone> Errand for WaitForValue<T> {
+    type State = Slot<T>;
+    type Output = T;
+
+    fn line(slot: &mut Slot<T>) -> &mut Line {
+        &mut slot.line
+    }
+
+    fn is_open(slot: &Slot<T>) -> bool {
+        slot.value.is_some()
+    }
+
+    fn finish(&mut self, slot: &mut Slot<T>, _: &mut Vec<Waiter>) -> Option<T> {
+        slot.value.clone()
+    }
+
+    fn hand_on(_: &mut Slot<T>, _: &mut Vec<Waiter>) {}
 }

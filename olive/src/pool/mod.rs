@@ -11,13 +11,13 @@ use std::time::Duration;
 use kernel::Interrupt;
 use kernel::sync::Queue;
 
-use self::process::{Program, ProcessPool};
+use self::process::{ProcessPool, Program};
 use self::thread::ThreadPool;
 use crate::config::{AllowList, Config, WorkerType};
 use crate::error::Error;
 use crate::message::{Failure, TaskMessage};
 use crate::outcome::{Outcome, Reason};
-use crate::registry::Registry;
+use crate::registry::{Registry, nearest};
 
 /// One attempt, as a worker gets it.
 #[derive(Debug, Clone)]
@@ -52,7 +52,8 @@ pub fn lane(func: &str, registry: &Registry, allow: &AllowList) -> Lane {
     if registry.has(func) {
         return Lane::Rust;
     }
-    if func.contains('.') && !allow.0.is_empty() {
+    let is_misspelt = nearest(func, registry.names()).is_some();
+    if func.contains('.') && !allow.0.is_empty() && !is_misspelt {
         let text = format!("function \"{func}\" is not allowed (olive_worker_allow={allow})");
         return Lane::Nobody(Outcome::Refused {
             reason: Reason::NotAllowed,
@@ -121,9 +122,7 @@ impl Workers {
         let size = usize::from(config.num_workers.0);
         let rust = match config.worker_type {
             WorkerType::Thread => Rust::Threads(ThreadPool::new(registry.clone(), size)),
-            WorkerType::Process => {
-                Rust::Processes(ProcessPool::new(Program::Myself, size, config))
-            }
+            WorkerType::Process => Rust::Processes(ProcessPool::new(Program::Myself, size, config)),
         };
         let python = || {
             let pool = ProcessPool::new(Program::Python(config.python.clone()), size, config);
@@ -180,7 +179,10 @@ impl Workers {
 
     /// Starts nothing new from here on.
     pub fn quiet(&self) {
-        let crews = [Some(&self.rust.places), self.python.as_ref().map(|p| &p.places)];
+        let crews = [
+            Some(&self.rust.places),
+            self.python.as_ref().map(|p| &p.places),
+        ];
         for places in crews.into_iter().flatten() {
             while places.try_get().is_ok() {}
             places.close();
@@ -262,6 +264,9 @@ mod tests {
             text.ends_with("Python functions run when olive_worker_allow names their module"),
             "{text}"
         );
+        let (reason, text) = refusal(of("olive.tasks.do_nothin", &["proj.tasks"]));
+        assert_eq!(reason, Reason::NotRegistered);
+        assert!(text.contains("did you mean"), "{text}");
         assert_eq!(
             refusal(of("add", &[])).1,
             "function \"add\" is not registered"

@@ -258,17 +258,14 @@ async fn staff(shared: Rc<Shared>, mut child: Option<Child>, mut next: Option<As
             }
             Ok(Ended::Dead(known, why)) => {
                 let end = worker.bury().await;
-                log::warn!(
-                    "worker process ended with task {}: {why} ({})",
-                    assignment.task.message.tid,
-                    end.how
-                );
                 shared.restarts.set(shared.restarts.get() + 1);
                 let how = if why.is_empty() {
                     end.how
                 } else {
                     format!("{why}, {}", end.how)
                 };
+                let tid = &assignment.task.message.tid;
+                log::warn!("worker process ended with task {tid}: {how}");
                 let lost = Outcome::Lost {
                     how,
                     last_words: end.last_words,
@@ -401,8 +398,13 @@ impl Child {
         let ended = loop {
             match self.step(None).await? {
                 Step::Said(said) => {
-                    if let Some(Said::Ended(outcome, _)) = said.into_iter().next() {
-                        break Ended::Alive(outcome);
+                    match said.into_iter().next() {
+                        // It ended in time, but it was torn out of its work, and what it started may go on: better a fresh process.
+                        Some(Said::Ended(outcome @ Outcome::TimedOut { .. }, _)) => {
+                            break Ended::Dead(Some(outcome), "its time was up".into());
+                        }
+                        Some(Said::Ended(outcome, _)) => break Ended::Alive(outcome),
+                        Some(Said::Ready | Said::Unfit(_)) | None => {}
                     }
                 }
                 Step::Closed(why) => break Ended::Dead(None, why),

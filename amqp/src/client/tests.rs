@@ -1,0 +1,446 @@
+//! The client against a scripted server, on virtual time: what a real one does only when it is ill.
+
+use std::future::Future;
+use std::time::Duration;
+
+use kernel::net::UnixStream;
+use kernel::{Builder, VirtualClock, spawn};
+
+use super::connection::Connection;
+use super::*;
+use crate::error::ReplyCode;
+use crate::proto::event::Down;
+use crate::proto::handshake::{Auth, ClientConfig, Limits};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue};
+use crate::wire::frame::{put_content, put_heartbeat};
+use crate::wire::{AnyMethod, Deliver, Frame, Props, Splitter};
+
+const HEARTBEAT: u16 = 10;
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// The server's end of a connection.
+struct Server {
+    stream: UnixStream,
+    read: Vec<u8>,
+    heartbeats: usize,
+}
+
+impl Server {
+    /// The next frame that is no heartbeat: its channel, and the method if it is one that `amq-protocol` knows, decoded.
+    async fn heard(&mut self) -> (u16, AnyMethodOwned) {
+        loop {
+            let mut found = None;
+            if let Some((frame, used)) = Splitter::new().next_frame(&self.read).unwrap() {
+                match frame {
+                    Frame::Heartbeat => self.heartbeats += 1,
+                    Frame::Method {
+                        channel,
+                        class,
+                        method,
+                        args,
+                    } => {
+                        let method = AnyMethod::decode(class, method, args).unwrap();
+                        found = Some((channel, owned(method)));
+                    }
+                    Frame::Header { .. } | Frame::Body { .. } => {}
+                }
+                self.read.drain(..used);
+                match found {
+                    Some(found) => return found,
+                    None => continue,
+                }
+            }
+            let mut buf = [0; 4096];
+            let n = self.stream.read(&mut buf).await.unwrap();
+            assert_ne!(n, 0, "the client has gone");
+            self.read.extend_from_slice(&buf[..n]);
+        }
+    }
+
+    async fn says(&self, channel: u16, method: Method) {
+        let mut out = Vec::new();
+        cold::put(&mut out, channel, &method);
+        self.stream.write_all(&out).await.unwrap();
+    }
+
+    /// Opens channel 1, in confirm mode if asked.
+    async fn opens(&mut self) {
+        self.heard().await;
+        let ok = channel::OpenOk {};
+        self.says(1, Method::Channel(channel::AMQPMethod::OpenOk(ok)))
+            .await;
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum AnyMethodOwned {
+    Publish,
+    Ack(u64),
+    Cold(Method),
+}
+
+fn owned(method: AnyMethod<'_>) -> AnyMethodOwned {
+    match method {
+        AnyMethod::Publish(_) => AnyMethodOwned::Publish,
+        AnyMethod::Ack(ack) => AnyMethodOwned::Ack(ack.delivery_tag),
+        AnyMethod::Cold(method) => AnyMethodOwned::Cold(method),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs `body` with a connection that is open, and the server's end of it.
+fn with_server<F: Future<Output = Result<(), Error>>>(
+    options: Options,
+    body: impl FnOnce(Connection, Server, VirtualClock) -> F,
+) {
+    let clock = VirtualClock::new();
+    let mut kernel = Builder::new().clock(clock.clone()).build().unwrap();
+    let run = kernel.run(async {
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut server = Server {
+            stream: far,
+            read: Vec::new(),
+            heartbeats: 0,
+        };
+        handshake(&server).await;
+        let config = ClientConfig {
+            auth: Auth::External,
+            virtual_host: "/".into(),
+            limits: Limits::default(),
+            name: String::new(),
+        };
+        let connection = Connection::start(near, config, options);
+        connection.up().await?;
+        let mut header = [0; 8];
+        server.stream.read(&mut header).await.unwrap();
+        for _ in ["start-ok", "tune-ok", "open"] {
+            server.heard().await;
+        }
+        body(connection, server, clock).await
+    });
+    run.unwrap().unwrap();
+}
+
+/// All that a server says to a client that does as expected.
+async fn handshake(server: &Server) {
+    use connection::AMQPMethod as M;
+    let start = connection::Start {
+        version_major: 0,
+        version_minor: 9,
+        server_properties: Default::default(),
+        mechanisms: "EXTERNAL".into(),
+        locales: "en_US".into(),
+    };
+    let tune = connection::Tune {
+        channel_max: 2047,
+        frame_max: 131_072,
+        heartbeat: HEARTBEAT,
+    };
+    for method in [
+        M::Start(start),
+        M::Tune(tune),
+        M::OpenOk(connection::OpenOk {}),
+    ] {
+        server.says(0, Method::Connection(method)).await;
+    }
+}
+
+/// Opens a channel while the server answers.
+async fn open(connection: &Connection, server: &mut Server) -> Result<Channel, Error> {
+    let opening = spawn({
+        let connection = connection.clone();
+        async move { connection.channel().await }
+    });
+    server.opens().await;
+    opening.join().await.unwrap()
+}
+
+/// A publisher on channel 1.
+async fn publisher(connection: &Connection, server: &mut Server) -> Result<Publisher, Error> {
+    let opening = spawn({
+        let connection = connection.clone();
+        async move { connection.publisher(PublisherOptions::default()).await }
+    });
+    server.opens().await;
+    server.heard().await;
+    let ok = confirm::SelectOk {};
+    server
+        .says(1, Method::Confirm(confirm::AMQPMethod::SelectOk(ok)))
+        .await;
+    opening.join().await.unwrap()
+}
+
+/// A consumer of `tasks` with one delivery on its way.
+async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Error> {
+    let starting = spawn(channel.consume("tasks").start());
+    server.heard().await;
+    let ok = basic::QosOk {};
+    server
+        .says(1, Method::Basic(basic::AMQPMethod::QosOk(ok)))
+        .await;
+    let (_, AnyMethodOwned::Cold(Method::Basic(basic::AMQPMethod::Consume(consume)))) =
+        server.heard().await
+    else {
+        panic!("no consume")
+    };
+    let consumer_tag = consume.consumer_tag;
+    let mut out = Vec::new();
+    let deliver = Deliver {
+        consumer_tag: consumer_tag.as_str(),
+        delivery_tag: 1,
+        redelivered: false,
+        exchange: "",
+        routing_key: "tasks",
+    };
+    deliver.put(&mut out, 1);
+    put_content(&mut out, 1, Props::EMPTY.as_bytes(), b"x", 131_064);
+    let ok = basic::ConsumeOk { consumer_tag };
+    server
+        .says(1, Method::Basic(basic::AMQPMethod::ConsumeOk(ok)))
+        .await;
+    server.stream.write_all(&out).await.unwrap();
+    starting.join().await.unwrap()
+}
+
+/// Accepts: amqp/R7
+#[test]
+fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {
+    with_server(Options::default(), async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let delivery = consumer.next().await?.unwrap();
+        let asked = channel.get("tasks");
+        let (next, got) = futures_join(consumer.next(), asked).await;
+        assert!(
+            matches!(next, Err(Error::Lost(Down::HeartbeatMissed(_)))),
+            "{next:?}"
+        );
+        assert!(
+            matches!(got, Err(Error::Lost(Down::HeartbeatMissed(_)))),
+            "{got:?}"
+        );
+        assert!(consumer.next().await?.is_none());
+        assert_eq!(delivery.ack(), Settled::Stale);
+        assert_eq!(clock.elapsed(), secs(20));
+
+        // What the client has sent meanwhile; the last frame it sent was at 0 s.
+        let (_, AnyMethodOwned::Cold(Method::Basic(basic::AMQPMethod::Get(_)))) =
+            server.heard().await
+        else {
+            panic!("no get")
+        };
+        let mut rest = Vec::new();
+        let mut buf = [0; 4096];
+        loop {
+            match server.stream.read(&mut buf).await.unwrap() {
+                0 => break,
+                n => rest.extend_from_slice(&buf[..n]),
+            }
+        }
+        let mut heartbeat = Vec::new();
+        put_heartbeat(&mut heartbeat);
+        rest.splice(..0, server.read);
+        assert_eq!(rest, heartbeat.repeat(3), "at 5, 10 and 15 s");
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R8, amqp/R18
+#[test]
+fn a_server_that_closes_is_answered_and_everybody_is_told() {
+    with_server(Options::default(), async |connection, mut server, clock| {
+        let publisher = publisher(&connection, &mut server).await?;
+        let channel = publisher.channel().clone();
+        let confirm = publisher.post(&Message::new(b"x").key("tasks"))?;
+        let dropped = publisher.post(&Message::new(b"x").key("tasks"))?;
+        drop(dropped);
+        let asked = spawn(async move { channel.purge_queue("tasks").await });
+        server.heard().await;
+        server.heard().await;
+        server.heard().await;
+        let close = connection::Close {
+            reply_code: 320,
+            reply_text: "CONNECTION_FORCED - shutdown".into(),
+            class_id: 0,
+            method_id: 0,
+        };
+        server
+            .says(0, Method::Connection(connection::AMQPMethod::Close(close)))
+            .await;
+        let unconfirmed = confirm.await.unwrap_err();
+        assert!(matches!(unconfirmed, Error::Unconfirmed(_)));
+        assert!(unconfirmed.is_connection_gone());
+        assert_eq!(unconfirmed.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+        let purged = asked.join().await.unwrap().unwrap_err();
+        assert_eq!(purged.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+        assert_eq!(publisher.unconfirmed(), 0);
+        assert!(matches!(connection.closed().await?, Down::ClosedByPeer(_)));
+        assert_eq!(
+            clock.elapsed(),
+            Duration::ZERO,
+            "nobody waited for a deadline"
+        );
+        let ok = connection::AMQPMethod::CloseOk(connection::CloseOk {});
+        let answer = AnyMethodOwned::Cold(Method::Connection(ok));
+        assert_eq!(server.heard().await, (0, answer));
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R21
+#[test]
+fn a_request_has_a_deadline_and_the_second_late_one_in_a_row_closes_the_channel() {
+    let options = Options {
+        rpc_timeout: secs(5),
+        ..Options::default()
+    };
+    with_server(options, async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let purge_ok = |message_count| {
+            let ok = queue::PurgeOk { message_count };
+            Method::Queue(queue::AMQPMethod::PurgeOk(ok))
+        };
+        let late = channel.purge_queue("a").await;
+        assert!(matches!(late, Err(Error::Timeout { after, .. }) if after == secs(5)));
+        assert_eq!(clock.elapsed(), secs(5));
+
+        // The answer to the late one comes first, and is not taken for that of the next.
+        let next = spawn({
+            let channel = channel.clone();
+            async move { channel.purge_queue("b").await }
+        });
+        server.heard().await;
+        server.heard().await;
+        server.says(1, purge_ok(1)).await;
+        server.says(1, purge_ok(2)).await;
+        assert_eq!(next.join().await.unwrap()?, 2);
+
+        // One that is answered in time breaks the row.
+        assert!(matches!(channel.qos(1).await, Err(Error::Timeout { .. })));
+        assert!(channel.check().is_ok());
+        assert!(matches!(channel.qos(1).await, Err(Error::Timeout { .. })));
+        assert!(matches!(channel.check(), Err(Error::ChannelStuck)));
+        for _ in ["qos", "qos"] {
+            server.heard().await;
+        }
+        let (number, AnyMethodOwned::Cold(closed)) = server.heard().await else {
+            panic!("no close")
+        };
+        assert!(matches!(
+            closed,
+            Method::Channel(channel::AMQPMethod::Close(_))
+        ));
+        assert_eq!(number, 1);
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R24, feature/blocked
+#[test]
+fn a_blocked_connection_parks_publishers_and_nothing_else() {
+    with_server(Options::default(), async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let delivery = consumer.next().await?.unwrap();
+        let mut events = connection.events();
+        let reason = connection::Blocked {
+            reason: "low on memory".into(),
+        };
+        server
+            .says(
+                0,
+                Method::Connection(connection::AMQPMethod::Blocked(reason)),
+            )
+            .await;
+        let event = events.next().await?;
+        assert_eq!(
+            event,
+            Some(ConnectionEvent::Blocked("low on memory".into()))
+        );
+        assert!(connection.is_blocked());
+
+        let message = Message::new(b"x").key("tasks");
+        let busy = channel.try_publish(&message);
+        assert!(matches!(busy, Err(Error::Busy(Busy::Blocked))));
+        let parked = spawn({
+            let channel = channel.clone();
+            async move { channel.publish(Message::new(b"x").key("tasks")).await }
+        });
+        delivery.ack();
+        assert_eq!(server.heard().await, (1, AnyMethodOwned::Ack(1)));
+        kernel::sleep(secs(9)).await?;
+        put_and_write(&server).await;
+        kernel::sleep(secs(2)).await?;
+        assert!(!parked.is_terminated());
+
+        let unblocked = connection::AMQPMethod::Unblocked(connection::Unblocked {});
+        server.says(0, Method::Connection(unblocked)).await;
+        assert_eq!(server.heard().await, (1, AnyMethodOwned::Publish));
+        parked.join().await.unwrap()?;
+        assert_eq!(events.next().await?, Some(ConnectionEvent::Unblocked));
+        assert_eq!(server.heartbeats, 2, "at 5 and 10 s");
+        assert_eq!(clock.elapsed(), secs(11));
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R9
+#[test]
+fn a_server_that_takes_no_bytes_is_given_up_though_it_still_talks() {
+    with_server(Options::default(), async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let body = vec![0; 4 << 20];
+        channel.publish(Message::new(&body).key("tasks")).await?;
+        let talker = spawn(async move {
+            loop {
+                kernel::sleep(secs(5)).await?;
+                put_and_write(&server).await;
+            }
+            #[expect(unreachable_code, reason = "tells the type")]
+            Ok::<(), Error>(())
+        });
+        let down = connection.closed().await?;
+        assert!(
+            matches!(&down, Down::Io(text) if text.contains("30 s")),
+            "{down:?}"
+        );
+        assert_eq!(clock.elapsed(), secs(30));
+        talker.cancel().await?;
+        Ok(())
+    });
+}
+
+async fn put_and_write(server: &Server) {
+    let mut heartbeat = Vec::new();
+    put_heartbeat(&mut heartbeat);
+    // The client may be gone by now.
+    let _ = server.stream.write_all(&heartbeat).await;
+}
+
+/// Polls two futures in one task.
+async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut first, mut second) = (None, None);
+    std::future::poll_fn(|cx| {
+        if first.is_none()
+            && let std::task::Poll::Ready(value) = a.as_mut().poll(cx)
+        {
+            first = Some(value);
+        }
+        if second.is_none()
+            && let std::task::Poll::Ready(value) = b.as_mut().poll(cx)
+        {
+            second = Some(value);
+        }
+        if first.is_some() && second.is_some() {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    (first.expect("ready"), second.expect("ready"))
+}
