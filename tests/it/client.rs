@@ -770,7 +770,7 @@ fn a_timeout_of_the_callers_travels_through_the_clients_errors() {
 fn a_connection_cut_at_any_byte_of_the_handshake_is_an_error_not_a_hang() {
     let broker = Broker::under_test();
     run(async {
-        for bytes in [0, 1, 100, 400] {
+        for bytes in [0, 1, 100, 340] {
             let proxy = Proxy::to(broker.address());
             proxy.cut_after(Direction::ToClient, bytes);
             let url = broker.url_through(proxy.address());

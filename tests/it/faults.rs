@@ -346,7 +346,7 @@ fn bodies_that_are_no_tasks_do_not_stop_the_app() {
         "{}",
         r#"{"func": 7}"#,
         r#"{"func": "jobs.add", "args": {"a": 1}}"#,
-        "\u{0}\u{1}",
+        "\u{1}\u{2}",
     ] {
         Process::spawn(&mut olive.seed_producer(&["--body", body]))
             .ended()
