@@ -222,7 +222,9 @@ fn drain(contestant: &(impl Contestant + Copy + 'static)) -> Result<Sample, Erro
                         return Err(format!("{left} tasks were left in the queue").into());
                     }
                     // Acks may still be on their way to the queue.
-                    _ => kernel::sleep(Duration::from_millis(10)).await?,
+                    _ => {
+                        kernel::sleep(Duration::from_millis(10)).await?;
+                    }
                 }
             }
         }
