@@ -128,6 +128,10 @@ pub(crate) fn markdown(figures: &[Figure], result: &BenchResult) -> String {
     let mut text = String::new();
     for figure in figures {
         let rows = rows(figure, &result.contestants);
+        // A figure that this build or this machine does not have; one whose contestants all failed says so.
+        if rows.is_empty() && result.contestants.iter().all(|it| it.missing.is_none()) {
+            continue;
+        }
         let first = |side| rows.iter().find(|(it, _)| it.side == side);
         let (ours, peer) = (first(Side::Ours), first(Side::Peer));
         let ratio = match (ours, peer) {
@@ -393,6 +397,20 @@ mod tests {
                 .lines()
                 .all(|line| columns(line) == columns(row.trim()))
         );
+    }
+
+    #[test]
+    fn a_figure_that_nobody_has_is_no_row_unless_all_failed() {
+        let allocations = Figure {
+            key: "allocations",
+            unit: "allocations",
+            better: Better::Less,
+        };
+        let mut ours = contestant("sweepea", Side::Ours, &[10.0]);
+        assert_eq!(markdown(&[allocations], &result(vec![ours])), "");
+        ours = contestant("sweepea", Side::Ours, &[]);
+        ours.missing = Some("no broker".into());
+        assert!(markdown(&[NS], &result(vec![ours])).contains("sweepea not measured: no broker"));
     }
 
     #[test]
