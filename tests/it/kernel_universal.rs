@@ -1278,9 +1278,7 @@ fn both_sides_of_a_connection_prove_that_they_know_the_key() {
         });
         client.authenticate_client(b"moon").await.unwrap();
         assert_eq!(client.recv(100).await.unwrap(), b"welcome");
-        io::Result::Ok(serving.join().await.unwrap())
-            .unwrap()
-            .unwrap();
+        serving.join().await.unwrap().unwrap();
 
         let (mut client, mut server) = connections();
         let serving = spawn(async move { server.authenticate_server(b"moon").await });
