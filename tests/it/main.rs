@@ -15,6 +15,7 @@ mod broker;
 mod delivery;
 mod faults;
 mod kernel_core;
+mod kernel_interop;
 mod kernel_io;
 mod kernel_sync;
 mod replies;
