@@ -17,6 +17,7 @@ mod faults;
 mod kernel_core;
 mod kernel_interop;
 mod kernel_io;
+mod kernel_model;
 mod kernel_sync;
 mod replies;
 mod seed;
