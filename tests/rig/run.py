@@ -414,8 +414,9 @@ def run_parts(run, parts, filters, node):
         integration(run, "embedded broker", env | {"SWEEPEA_TEST_BROKER": "embedded"}, filters)
     if "rabbitmq" in parts:
         url = run.timed("start RabbitMQ", node.start)
-        # The kernel's tests need no broker, and the run against the embedded one has had them.
-        integration(run, "RabbitMQ", env | {"SWEEPEA_TEST_BROKER": url}, [*filters, "--skip", "kernel_"])
+        # The kernel's tests need no broker and the demo has its own; the run against the embedded one has had them.
+        once = ["--skip", "kernel_", "--skip", "demo::"]
+        integration(run, "RabbitMQ", env | {"SWEEPEA_TEST_BROKER": url}, [*filters, *once])
 
 
 LOCKED = ["--locked"] if os.environ.get("CI") else []
