@@ -118,7 +118,16 @@ impl Bench {
     }
 
     pub(crate) fn ours(self, work: impl Fn() -> Result<Sample, Error> + 'static) -> Self {
-        self.with("sweepea", Side::Ours, Work::Measured(Box::new(work)))
+        self.ours_called("sweepea", work)
+    }
+
+    /// One of several of ours.
+    pub(crate) fn ours_called(
+        self,
+        name: &'static str,
+        work: impl Fn() -> Result<Sample, Error> + 'static,
+    ) -> Self {
+        self.with(name, Side::Ours, Work::Measured(Box::new(work)))
     }
 
     #[cfg(feature = "peers")]

@@ -8,6 +8,7 @@
 //! prints one line of JSON. The contestants take turns, so that what else the machine does in a minute falls on all of them.
 //! `docs/measuring.md` says what each figure is.
 
+mod delivery;
 mod harness;
 mod kernel;
 mod load;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
     let benches = kernel::benches()
         .into_iter()
         .chain(wire::benches())
+        .chain(delivery::benches())
         .collect();
     match start(cli, benches) {
         Ok(()) => ExitCode::SUCCESS,

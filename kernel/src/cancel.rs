@@ -34,7 +34,9 @@ impl<F: Future> Future for Shielded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let block = this.block.get_or_insert_with(|| Timeout::open(None, true));
+        let block = this
+            .block
+            .get_or_insert_with(|| Timeout::open(|_| None, true));
         let outcome = block.poll(this.body, cx);
         if outcome.is_ready() {
             *this.block = None;

@@ -53,10 +53,14 @@ pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
 fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
     runtime::with_current(|core| match core {
         Some(core) => f(core),
-        None => panic!(
-            "no kernel runs on this thread: traps work inside `kernel::run` or `Kernel::turn`"
-        ),
+        None => no_kernel(),
     })
+}
+
+#[cold]
+#[track_caller]
+fn no_kernel() -> ! {
+    panic!("no kernel runs on this thread: traps work inside `kernel::run` or `Kernel::turn`")
 }
 
 /// A place in some queue of the kernel, held by a leaf future from its first poll to its last.
@@ -78,47 +82,99 @@ impl Wait {
 
     /// Blocks: `open` makes the node and puts it into its queue, unless an interrupt is pending. The answer is whether the wait was
     /// fired; if not, what it waited for is gone.
+    #[inline]
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
+        mut open: impl FnMut(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
         running(|core| {
-            let mut foreign = core.foreign(cx.waker());
-            if self.node == NIL {
-                return core.with(|state| {
-                    assert!(state.current != NIL, "a trap was polled outside of a task");
-                    if let Some(interrupt) = state.pending_interrupt() {
-                        return Poll::Ready(Err(interrupt));
-                    }
-                    (self.node, self.kernel) = (open(state), core.serial);
-                    if foreign.is_some() {
-                        state.refresh_wait(self.node, foreign.take());
-                    }
-                    Poll::Pending
-                });
-            }
-            assert!(
-                self.kernel == core.serial,
-                "a future that waits in one kernel was polled in another"
-            );
-            core.with(|state| {
-                let node = self.node;
-                let answer = match state.nodes[node].phase() {
-                    Phase::Armed => {
-                        assert!(state.current != NIL, "a trap was polled outside of a task");
-                        state.refresh_wait(node, foreign.take());
-                        return Poll::Pending;
-                    }
-                    Phase::Fired => Ok(true),
-                    Phase::Closed => Ok(false),
-                    Phase::Interrupted => Err(state.interrupt_of(node)),
+            if self.node != NIL {
+                return match self.has_fired(core) {
+                    true => Poll::Ready(Ok(true)),
+                    false => self.proceed(core, cx),
                 };
-                self.node = NIL;
-                state.release(node);
-                Poll::Ready(answer)
-            })
+            }
+            let mut arm = |state: &mut State| {
+                (self.node, self.kernel) = (open(state), core.serial);
+            };
+            let armed = core.with(|state| {
+                let may_block = state.may_block();
+                if may_block {
+                    arm(state);
+                }
+                may_block
+            });
+            if !armed {
+                if let Some(interrupt) = core.refusal() {
+                    return Poll::Ready(Err(interrupt));
+                }
+                core.with(arm); // what is pending is held back by a shield
+            }
+            if !core.is_own(cx.waker()) {
+                self.keep_waker(core, cx.waker());
+            }
+            Poll::Pending
         })
+    }
+
+    /// The usual end of a wait. False: it has not come to that.
+    fn has_fired(&mut self, core: &Core) -> bool {
+        self.kernel == core.serial && core.with(|state| state.collect(self.node)) && {
+            self.node = NIL;
+            true
+        }
+    }
+
+    /// Goes on with a wait that was not fired.
+    #[cold]
+    fn proceed(&mut self, core: &Core, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
+        assert!(
+            self.kernel == core.serial,
+            "a future that waits in one kernel was polled in another"
+        );
+        let phase = core.with(|state| state.nodes[self.node].phase());
+        let answer = match phase {
+            Phase::Armed => {
+                self.refresh(core, cx);
+                return Poll::Pending;
+            }
+            Phase::Fired => Ok(true),
+            Phase::Closed => Ok(false),
+            Phase::Interrupted => Err(core.with(|state| state.interrupt_of(self.node))),
+        };
+        let node = std::mem::replace(&mut self.node, NIL);
+        core.with(|state| state.release(node));
+        Poll::Ready(answer)
+    }
+
+    /// Polled without need, or by another task or with another waker than before.
+    #[cold]
+    fn refresh(&self, core: &Core, cx: &Context<'_>) {
+        core.with(|state| {
+            assert!(state.current != NIL, "a trap was polled outside of a task");
+            state.refresh_wait(self.node);
+        });
+        if core.is_own(cx.waker()) {
+            core.with(|state| state.set_waker(self.node, None));
+        } else {
+            self.keep_waker(core, cx.waker());
+        }
+    }
+
+    /// The leaf is polled with a waker of its own, which is what must be woken then.
+    #[cold]
+    fn keep_waker(&self, core: &Core, waker: &Waker) {
+        let waker = waker.clone(); // user code, so no table is borrowed
+        core.with(|state| state.set_waker(self.node, Some(waker)));
+    }
+
+    /// Takes the node out of its queue.
+    #[inline(never)]
+    fn abandon(&self) {
+        runtime::with_kernel(self.kernel, |core| {
+            core.with(|state| state.release(self.node))
+        });
     }
 
     /// Whether it was fired and the future has not been polled since: what it was given must be handed on if it is dropped.
@@ -133,11 +189,10 @@ impl Wait {
 }
 
 impl Drop for Wait {
+    #[inline]
     fn drop(&mut self) {
         if self.node != NIL {
-            runtime::with_kernel(self.kernel, |core| {
-                core.with(|state| state.release(self.node))
-            });
+            self.abandon();
         }
     }
 }
@@ -299,10 +354,7 @@ impl Future for Sleep {
         }
         let fired = this.wait.poll(cx, |state| {
             let deadline = match this.until {
-                Until::After(duration) => {
-                    let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-                    state.time().saturating_add(nanos)
-                }
+                Until::After(duration) => state.after(duration),
                 Until::At(at) => state.ticks(at),
                 Until::Yield(_) => unreachable!("handled above"),
             };
@@ -329,16 +381,24 @@ impl Future for Yield {
         }
         self.0 = true;
         match requeue(cx.waker()) {
-            None => Poll::Pending,
-            Some(interrupt) => Poll::Ready(Err(interrupt)),
+            true => Poll::Pending,
+            false => requeue_with_care(cx.waker()),
         }
     }
 }
 
 // A call of its own keeps the second poll, which only reads a flag, free of the registers that this one needs.
 #[inline(never)]
-fn requeue(waker: &Waker) -> Option<Interrupt> {
-    running(|core| core.yield_task(waker).err())
+fn requeue(waker: &Waker) -> bool {
+    running(|core| core.requeue(waker))
+}
+
+#[cold]
+fn requeue_with_care(waker: &Waker) -> Poll<Result<(), Interrupt>> {
+    match running(|core| core.requeue_with_care(waker)) {
+        Ok(()) => Poll::Pending,
+        Err(interrupt) => Poll::Ready(Err(interrupt)),
+    }
 }
 
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
@@ -379,16 +439,21 @@ impl Lot {
         self.len() == 0
     }
 
-    fn open(&self, state: &mut State, kernel: u32) -> u32 {
-        if self.id.get() == NIL || !runtime::exists(self.kernel.get()) {
-            self.id.set(state.lots.open());
-            self.kernel.set(kernel);
+    fn open(&self, state: &mut State) -> u32 {
+        if self.kernel.get() != state.serial {
+            self.open_anew(state);
         }
+        self.id.get()
+    }
+
+    #[cold]
+    fn open_anew(&self, state: &mut State) {
         assert!(
-            self.kernel.get() == kernel,
+            self.id.get() == NIL || !runtime::exists(self.kernel.get()),
             "a synchronisation object of one kernel was used in another"
         );
-        self.id.get()
+        self.id.set(state.lots.open());
+        self.kernel.set(state.serial);
     }
 }
 
@@ -456,9 +521,8 @@ impl Future for SchedWait<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let kernel = running(|core| core.serial);
         let fired = this.wait.poll(cx, |state| {
-            let lot = this.lot.open(state, kernel);
+            let lot = this.lot.open(state);
             let node = state.open_wait(this.kind, u64::from(lot), this.at);
             state.park(node, lot);
             node
@@ -474,6 +538,16 @@ pub fn sched_wake(lot: &Lot, count: usize) -> usize {
     }
     let wake = |core: &Core| core.with(|state| state.unpark(lot.id.get(), count));
     runtime::with_kernel(lot.kernel.get(), wake).unwrap_or(0)
+}
+
+/// `sched_wake` for one task. False if none waits.
+#[inline]
+pub(crate) fn wake_one(lot: &Lot) -> bool {
+    if lot.id.get() == NIL {
+        return false;
+    }
+    let wake = |core: &Core| core.with(|state| state.unpark_one(lot.id.get()));
+    runtime::with_kernel(lot.kernel.get(), wake).unwrap_or(false)
 }
 
 /// Waits for the end of a task (in Curio a barrier on the task, here a trap).
@@ -917,7 +991,7 @@ pub fn poll_proceed(cx: &Context<'_>) -> Poll<()> {
 /// A block covers what is polled through [`Timeout::poll`], not what runs beside it.
 #[must_use]
 pub fn set_timeout(deadline: Option<Instant>) -> Timeout {
-    Timeout::open(deadline, false)
+    Timeout::open(|state| deadline.map(|at| state.ticks(at)), false)
 }
 
 /// A timeout block, or a shield; closed when it is dropped.
@@ -942,10 +1016,12 @@ pub enum Expiry {
 }
 
 impl Timeout {
-    pub(crate) fn open(deadline: Option<Instant>, is_shield: bool) -> Self {
+    /// `deadline` answers in the kernel's own time.
+    #[inline]
+    pub(crate) fn open(deadline: impl FnOnce(&State) -> Option<u64>, is_shield: bool) -> Self {
         let (scope, kernel) = running(|core| {
             core.with(|state| {
-                let deadline = deadline.map(|at| state.ticks(at));
+                let deadline = deadline(state);
                 (state.open_scope(deadline, is_shield), core.serial)
             })
         });
@@ -1002,6 +1078,6 @@ struct Restore(u32);
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        running(|core| core.with(|state| state.leave_scope(self.0)));
+        running(|core| core.leave_scope(self.0));
     }
 }

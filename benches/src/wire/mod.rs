@@ -14,6 +14,7 @@ mod publish;
 mod rpc;
 
 pub(crate) use broker::Broker;
+pub(crate) use ours::{Ours, on_kernel};
 
 use crate::harness::{Bench, Better, Error, Figure, Sample, cpu_time};
 use crate::load::cpu_of;

@@ -5,19 +5,19 @@ use crate::harness::{Error, Sample};
 use amqp::client::{self, Channel, Connection, Options};
 
 /// Runs the work as a task of a kernel.
-pub(super) fn on_kernel(
+pub(crate) fn on_kernel(
     main: impl Future<Output = Result<Sample, Error>> + 'static,
 ) -> Result<Sample, Error> {
     kernel::run(async { kernel::spawn(main).join().await })??
 }
 
-pub(super) struct Ours {
-    pub(super) channel: Channel,
-    pub(super) connection: Connection,
+pub(crate) struct Ours {
+    pub(crate) channel: Channel,
+    pub(crate) connection: Connection,
 }
 
 impl Ours {
-    pub(super) async fn connect() -> Result<Self, Error> {
+    pub(crate) async fn connect() -> Result<Self, Error> {
         let connection = client::connect(&Broker::from_env()?.url, Options::default()).await?;
         Ok(Self {
             channel: connection.channel().await?,
@@ -25,17 +25,34 @@ impl Ours {
         })
     }
 
-    pub(super) async fn declare(&self, role: &str) -> Result<String, Error> {
+    pub(crate) async fn declare(&self, role: &str) -> Result<String, Error> {
         Ok(self.channel.queue(&queue_name(role)).declare().await?.name)
     }
 
+    /// As every task queue declares its queue, without arguments.
+    pub(crate) async fn declare_durable(&self, role: &str) -> Result<String, Error> {
+        let declare = self.channel.queue(&queue_name(role)).durable();
+        Ok(declare.declare().await?.name)
+    }
+
+    /// How many messages wait in the queue, those excepted that a consumer holds.
+    pub(crate) async fn messages(&self, queue: &str) -> Result<u32, Error> {
+        Ok(self
+            .channel
+            .queue(queue)
+            .passive()
+            .declare()
+            .await?
+            .messages)
+    }
+
     /// Comes back when the broker has worked off all that this channel sent before.
-    pub(super) async fn barrier(&self, queue: &str) -> Result<(), Error> {
-        self.channel.queue(queue).passive().declare().await?;
+    pub(crate) async fn barrier(&self, queue: &str) -> Result<(), Error> {
+        self.messages(queue).await?;
         Ok(())
     }
 
-    pub(super) async fn delete(&self, queue: &str) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, queue: &str) -> Result<(), Error> {
         self.channel.delete_queue(queue).await?;
         Ok(())
     }

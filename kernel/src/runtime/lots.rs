@@ -52,11 +52,18 @@ impl Lots {
 
     /// Takes out the node that waits longest.
     pub(crate) fn unpark(&mut self, nodes: &mut Nodes, lot: u32) -> Option<u32> {
-        let head = self.0.get(lot as usize)?.head;
+        let queue = self.0.get_mut(lot as usize)?;
+        let head = queue.head;
         if head == NIL {
             return None;
         }
-        self.remove(nodes, lot, head);
+        let next = std::mem::replace(&mut nodes[head].next, NIL);
+        queue.head = next;
+        queue.len -= 1;
+        match next {
+            NIL => queue.tail = NIL,
+            next => nodes[next].prev = NIL,
+        }
         Some(head)
     }
 

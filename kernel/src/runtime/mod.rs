@@ -60,6 +60,8 @@ use wheel::Wheel;
 
 /// Polls between two looks at the outside world. A prime, as in tokio, so that it does not beat with the program's own rhythm.
 const LOOK_INTERVAL: u32 = 61;
+/// Polls between two looks at the clock.
+const CLOCK_INTERVAL: u32 = 16;
 /// How long tasks may run before the loop looks outside, if the polls are slow ones.
 const LOOK_AFTER: u64 = 100_000;
 /// How many operations a task may complete in one poll without blocking, before it has to let others run.
@@ -76,6 +78,8 @@ pub(crate) struct State {
     pub(crate) reactor: Reactor,
     clock: Box<dyn Clock>,
     epoch: Instant,
+    /// The kernel's serial number, as in `Core`.
+    pub(crate) serial: u32,
     /// Slot of the task that is being polled.
     pub(crate) current: u32,
     /// The scope whose block is being polled.
@@ -92,6 +96,12 @@ pub(crate) struct State {
     /// No task starts any more.
     closed: bool,
     nowhere: &'static Location<'static>,
+}
+
+/// Saturating: 584 years are for ever.
+const fn nanos(duration: Duration) -> u64 {
+    let seconds = duration.as_secs().saturating_mul(1_000_000_000);
+    seconds.saturating_add(duration.subsec_nanos() as u64)
 }
 
 enum Aftermath {
@@ -117,7 +127,12 @@ impl State {
     }
 
     pub(crate) fn ticks(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+        nanos(at.saturating_duration_since(self.epoch))
+    }
+
+    /// The time `duration` from now.
+    pub(crate) fn after(&self, duration: Duration) -> u64 {
+        self.time().saturating_add(nanos(duration))
     }
 
     fn instant(&self, ticks: u64) -> Instant {
@@ -131,10 +146,10 @@ impl State {
         key: u64,
         at: &'static Location<'static>,
     ) -> u32 {
-        let node = self.nodes.insert(kind, self.scope, key, at);
-        let waits = &mut self.tasks[self.current].waits;
-        self.nodes.link_to_task(node, self.current, waits);
-        node
+        let task = self.current;
+        let waits = &mut self.tasks[task].waits;
+        self.nodes
+            .insert_for(task, waits, kind, self.scope, key, at)
     }
 
     pub(crate) fn park(&mut self, node: u32, lot: u32) {
@@ -158,26 +173,50 @@ impl State {
 
     /// Completes an armed wait that has left its queue.
     pub(crate) fn fire(&mut self, node: u32) {
-        self.nodes[node].set_phase(Phase::Fired);
-        self.wake_waiter(node);
+        self.settle(node, Phase::Fired);
+    }
+
+    /// Notes how an armed wait that has left its queue ended, and calls the waker of its leaf: its own if it was polled with one, else its task's.
+    fn settle(&mut self, id: u32, phase: Phase) {
+        let node = &mut self.nodes[id];
+        node.set_phase(phase);
+        let task = node.task;
+        if node.is_foreign() {
+            self.wake_foreign(id);
+        } else if task != NIL {
+            self.make_ready(task);
+        }
+    }
+
+    #[cold]
+    fn wake_foreign(&mut self, node: u32) {
+        let waker = self.nodes.take_waker(node);
+        self.aftermath.extend(waker.map(Aftermath::Wake));
     }
 
     /// Wakes up to `count` tasks of a lot, the longest waiting first.
     pub(crate) fn unpark(&mut self, lot: u32, count: usize) -> usize {
-        for woken in 0..count {
-            let Some(node) = self.lots.unpark(&mut self.nodes, lot) else {
-                return woken;
-            };
-            self.fire(node);
+        (0..count)
+            .position(|_| !self.unpark_one(lot))
+            .unwrap_or(count)
+    }
+
+    /// Wakes the task of a lot that waits longest. False if it is empty.
+    #[inline]
+    pub(crate) fn unpark_one(&mut self, lot: u32) -> bool {
+        match self.lots.unpark(&mut self.nodes, lot) {
+            Some(node) => {
+                self.fire(node);
+                true
+            }
+            None => false,
         }
-        count
     }
 
     /// Drops a lot; whoever still waits in it is told so.
     pub(crate) fn close_lot(&mut self, lot: u32) {
         while let Some(node) = self.lots.unpark(&mut self.nodes, lot) {
-            self.nodes[node].set_phase(Phase::Closed);
-            self.wake_waiter(node);
+            self.settle(node, Phase::Closed);
         }
         self.lots.close(lot);
     }
@@ -196,18 +235,7 @@ impl State {
         }
     }
 
-    /// Calls the waker of a leaf: its own if it was polled with one, else its task's.
-    pub(crate) fn wake_waiter(&mut self, node: u32) {
-        if let Some(waker) = self.nodes.take_waker(node) {
-            self.aftermath.push(Aftermath::Wake(waker));
-            return;
-        }
-        let task = self.nodes[node].task;
-        if task != NIL {
-            self.make_ready(task);
-        }
-    }
-
+    #[inline]
     pub(crate) fn make_ready(&mut self, task: u32) {
         let flags = &mut self.tasks[task].flags;
         if !flags.has(Flags::QUEUED) {
@@ -239,18 +267,33 @@ impl State {
         if self.nodes[node].phase() == Phase::Armed {
             self.detach(node);
         }
-        let task = self.nodes[node].task;
-        if task != NIL {
-            let waits = &mut self.tasks[task].waits;
-            self.nodes.unlink_from_task(node, waits);
+        self.free(node);
+    }
+
+    /// Ends a wait if it has been fired.
+    pub(crate) fn collect(&mut self, node: u32) -> bool {
+        let has_fired = self.nodes[node].phase() == Phase::Fired;
+        if has_fired {
+            self.free(node);
         }
-        if let Some(waker) = self.nodes.release(node) {
-            self.aftermath.push(Aftermath::Drop(waker));
+        has_fired
+    }
+
+    /// Frees a node that is in no queue any more.
+    #[inline]
+    fn free(&mut self, node: u32) {
+        if let Some(waker) = self.nodes.remove(node, &mut self.tasks) {
+            self.drop_later(waker);
         }
     }
 
-    /// Notes by which task, in which scope and with which waker a leaf that waits was polled. `foreign` is its waker if that is not the task's own.
-    pub(crate) fn refresh_wait(&mut self, node: u32, foreign: Option<Waker>) {
+    #[cold]
+    fn drop_later(&mut self, waker: Waker) {
+        self.aftermath.push(Aftermath::Drop(waker));
+    }
+
+    /// Notes by which task and in which scope a leaf that waits was polled.
+    pub(crate) fn refresh_wait(&mut self, node: u32) {
         let task = self.nodes[node].task;
         if task != self.current {
             // The leaf was moved to another task since it was armed.
@@ -262,12 +305,18 @@ impl State {
             self.nodes.link_to_task(node, self.current, waits);
         }
         self.nodes[node].set_scope(self.scope);
+    }
+
+    /// Notes with which waker a leaf that waits was polled, if that is not the task's own.
+    pub(crate) fn set_waker(&mut self, node: u32, foreign: Option<Waker>) {
         let replaced = match foreign {
             None => self.nodes.take_waker(node),
             Some(waker) => self.nodes.set_waker(node, waker),
         };
-        if let Some(waker) = replaced {
-            self.aftermath.push(Aftermath::Drop(waker));
+        self.aftermath.extend(replaced.map(Aftermath::Drop));
+        if self.nodes[node].phase() != Phase::Armed {
+            // It was fired while its waker was cloned, which is user code.
+            self.wake_foreign(node);
         }
     }
 
@@ -295,6 +344,22 @@ impl State {
     /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
     #[must_use]
     fn finish(&mut self, task: u32) -> BodyRef {
+        let slot = &self.tasks[task];
+        let is_bare = slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::CANCELLED);
+        if !is_bare {
+            self.strip(task);
+        }
+        self.fire_joiners(task);
+        let body = self.tasks.retire(task);
+        if !self.names.is_empty() {
+            self.names.remove(&body.id);
+        }
+        body
+    }
+
+    /// Cuts what a task that ends leaves behind.
+    #[cold]
+    fn strip(&mut self, task: u32) {
         while self.tasks[task].waits != NIL {
             // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
             let node = self.tasks[task].waits;
@@ -302,16 +367,10 @@ impl State {
             self.nodes.unlink_from_task(node, waits);
         }
         self.orphan_scopes(task);
-        self.fire_joiners(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
         }
-        let body = self.tasks.retire(task);
-        if !self.names.is_empty() {
-            self.names.remove(&body.id);
-        }
-        body
     }
 
     /// Drops an interrupt once no table is borrowed.
@@ -348,10 +407,12 @@ impl State {
     }
 
     fn fire_joiners(&mut self, task: u32) {
-        while self.tasks[task].joiners != NIL {
-            let node = self.tasks[task].joiners;
-            self.disarm_join(node);
+        let first = std::mem::replace(&mut self.tasks[task].joiners, NIL);
+        let mut node = first;
+        while node != NIL {
+            let next = self.nodes[node].next;
             self.fire(node);
+            node = if next == first { NIL } else { next };
         }
     }
 
@@ -455,12 +516,12 @@ pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
 
 /// Calls `f` with the kernel of this serial number, running or not, if it still exists on this thread. What outlives its
 /// kernel must ask by this number: ids are given out again, and would lead it to the tables of a stranger.
+#[inline]
 pub(crate) fn with_kernel<R>(serial: u32, f: impl FnOnce(&Core) -> R) -> Option<R> {
-    with_core(
-        |core| core.serial == serial,
-        |known| known.serial == serial,
-        f,
-    )
+    waker::with_current(|core| match core {
+        Some(core) if core.serial == serial => Some(f(core)),
+        _ => with_known(|known| known.serial == serial, f),
+    })
 }
 
 /// Calls `f` with the kernel of a task that has not ended: then the kernel has not either, and its id is its own.
@@ -468,11 +529,10 @@ pub(crate) fn with_kernel_of<R>(body: &BodyRef, f: impl FnOnce(&Core) -> R) -> O
     if !body.is_live() {
         return None;
     }
-    with_core(
-        |core| core.id() == body.kernel,
-        |known| known.id == body.kernel,
-        f,
-    )
+    waker::with_current(|core| match core {
+        Some(core) if core.id() == body.kernel => Some(f(core)),
+        _ => with_known(|known| known.id == body.kernel, f),
+    })
 }
 
 /// Whether kernel `serial` still exists on this thread.
@@ -486,28 +546,18 @@ pub(crate) fn exists(serial: u32) -> bool {
     KERNELS.try_with(find).unwrap_or(false)
 }
 
-fn with_core<R>(
-    is_it: impl FnOnce(&Core) -> bool,
-    is_known: impl Fn(&Known) -> bool,
-    f: impl FnOnce(&Core) -> R,
-) -> Option<R> {
-    let mut f = Some(f);
-    let done = waker::with_current(|core| {
-        let core = core.filter(|core| is_it(core))?;
-        Some(f.take()?(core))
-    });
-    if done.is_some() {
-        return done;
-    }
+/// Calls `f` with a kernel of this thread that is not the running one.
+#[cold]
+fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> Option<R> {
     let find = |kernels: &RefCell<Vec<Known>>| {
         kernels
             .borrow()
             .iter()
-            .find(|known| is_known(known))
+            .find(|known| is_it(known))
             .and_then(|known| known.core.upgrade())
     };
     let core = KERNELS.try_with(find).ok().flatten()?;
-    let result = f.take()?(&core);
+    let result = f(&core);
     core.nudge();
     Some(result)
 }
@@ -520,6 +570,7 @@ impl Core {
         let inbox = InboxOwner::claim(waker)
             .ok_or_else(|| io::Error::other("this process already runs 4096 kernels"))?;
         let epoch = builder.clock.now();
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed) + 1;
         let core = Rc::new(Self {
             state: RefCell::new(State {
                 tasks: Tasks::new(),
@@ -531,6 +582,7 @@ impl Core {
                 reactor,
                 clock: builder.clock,
                 epoch,
+                serial,
                 current: NIL,
                 scope: ROOT,
                 reasons: HashMap::new(),
@@ -544,7 +596,7 @@ impl Core {
             }),
             pool: Pool::new(),
             inbox,
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed) + 1,
+            serial,
             registry,
             budget: Cell::new(BUDGET),
             word: Cell::new(Word::new(0, 0, 0)),
@@ -582,42 +634,78 @@ impl Core {
     }
 
     /// Works on the tables, then wakes and drops what the operation left to be woken and dropped.
+    #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.borrow_mut();
         let result = f(&mut state);
         if !state.aftermath.is_empty() {
-            let aftermath = std::mem::take(&mut state.aftermath);
             drop(state);
-            for deed in aftermath {
-                match deed {
-                    Aftermath::Wake(waker) => waker.wake(),
-                    Aftermath::Drop(waker) => drop(waker),
-                    Aftermath::Forget(interrupt) => drop(interrupt),
-                    Aftermath::Log(level, text) => log::log!(level, "{text}"),
-                }
-            }
+            self.clear_up();
         }
         result
     }
 
-    /// A clone of `waker`, if it is not the running task's own. User code: no table may be borrowed.
-    pub(crate) fn foreign(&self, waker: &Waker) -> Option<Waker> {
-        (!self.word.get().is(waker)).then(|| waker.clone())
+    #[cold]
+    fn clear_up(&self) {
+        let aftermath = std::mem::take(&mut self.state.borrow_mut().aftermath);
+        for deed in aftermath {
+            match deed {
+                Aftermath::Wake(waker) => waker.wake(),
+                Aftermath::Drop(waker) => drop(waker),
+                Aftermath::Forget(interrupt) => drop(interrupt),
+                Aftermath::Log(level, text) => log::log!(level, "{text}"),
+            }
+        }
     }
 
-    /// Queues the running task again behind all that are ready, unless an interrupt is pending.
+    /// R4: what a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    #[cold]
+    pub(crate) fn refusal(&self) -> Option<Interrupt> {
+        self.with(|state| {
+            assert!(state.current != NIL, "a trap was polled outside of a task");
+            state.pending_interrupt()
+        })
+    }
+
+    /// Makes the scope around a block current again.
+    pub(crate) fn leave_scope(&self, outer: u32) {
+        self.state.borrow_mut().scope = outer;
+    }
+
+    /// Whether `waker` is the running task's own, not one that a combinator made.
     #[inline]
-    pub(crate) fn yield_task(&self, waker: &Waker) -> Result<(), Interrupt> {
+    pub(crate) fn is_own(&self, waker: &Waker) -> bool {
+        self.word.get().is(waker)
+    }
+
+    /// Queues the running task again behind all that are ready. False if there is more to it: an interrupt is pending, say, or the waker
+    /// is not the task's own.
+    #[inline]
+    pub(crate) fn requeue(&self, waker: &Waker) -> bool {
+        if !self.is_own(waker) {
+            return false;
+        }
         let mut state = self.state.borrow_mut();
         let task = state.current;
-        assert!(task != NIL, "a trap was polled outside of a task");
-        if let Some(interrupt) = state.pending_interrupt() {
+        let Some(slot) = state.tasks.get_mut(task) else {
+            return false;
+        };
+        if slot.flags.has(Flags::PENDING.and(Flags::QUEUED)) {
+            return false;
+        }
+        slot.flags.set(Flags::QUEUED);
+        state.ready.push(task);
+        true
+    }
+
+    /// As `requeue`, whatever there is to it.
+    pub(crate) fn requeue_with_care(&self, waker: &Waker) -> Result<(), Interrupt> {
+        if let Some(interrupt) = self.refusal() {
             return Err(interrupt);
         }
-        if self.word.get().is(waker) {
-            state.make_ready(task);
+        if self.is_own(waker) {
+            self.with(|state| state.make_ready(state.current));
         } else {
-            drop(state);
             waker.wake_by_ref();
         }
         Ok(())
@@ -680,7 +768,7 @@ impl Core {
             let slots = state.tasks.capacity();
             state.ready.reserve(slots);
         }
-        state.make_ready(slot);
+        state.ready.push(slot);
         handle
     }
 
@@ -692,80 +780,80 @@ impl Core {
         let slot = body.slot.get();
         if !self.entered.get() {
             // Between turns nobody can tell whether what the future borrows is still there: the `Kernel` may have been leaked.
-            self.with(|state| {
-                state.tasks[slot].flags.set(Flags::ABORT);
-                state.make_ready(slot);
-            });
+            body.doom();
+            self.with(|state| state.make_ready(slot));
         } else if body.abort() {
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
-            self.with(|state| state.tasks[slot].flags.set(Flags::ABORT));
+            body.doom();
         }
         true
     }
 
-    /// Runs the next ready task until it waits. False if none is ready.
-    fn step(&self) -> bool {
+    /// Runs up to `most` ready tasks, each until it waits, but none once `main` has ended. Says how many it took from the queue.
+    fn run_ready(&self, most: u32, main: Option<&BodyRef>) -> u32 {
+        let mut taken = 0;
+        // Held from the end of one poll to the beginning of the next: one borrow for each task.
         let mut state = self.state.borrow_mut();
-        let Some(task) = state.ready.pop() else {
-            return false;
-        };
-        let slot = &mut state.tasks[task];
-        slot.flags.clear(Flags::QUEUED);
-        let Some(body) = slot.body.clone() else {
-            state.tasks.free_slot(task); // it ended while it stood in the queue
-            return true;
-        };
-        let word = Word::new(self.id(), slot.generation, task);
-        let doomed = slot.flags.has(Flags::ABORT);
-        state.current = task;
-        state.scope = ROOT;
-        self.word.set(word);
-        drop(state);
-
-        self.budget.set(BUDGET);
-        let waker = ManuallyDrop::new(word.waker());
-        let ended = !doomed && body.poll(&mut Context::from_waker(&waker));
-        self.after_poll(task, &body, ended);
-        true
-    }
-
-    fn after_poll(&self, task: u32, body: &BodyRef, mut ended: bool) {
-        let mut state = self.state.borrow_mut();
-        state.current = NIL;
-        if !ended {
-            if !state.tasks[task].flags.has(Flags::ABORT) {
-                return;
-            }
+        while taken < most && main.is_none_or(|main| main.is_live()) {
+            let Some(task) = state.ready.pop() else {
+                break;
+            };
+            taken += 1;
+            let slot = &mut state.tasks[task];
+            slot.flags.clear(Flags::QUEUED);
+            let Some(body) = slot.body.clone() else {
+                state.tasks.free_slot(task); // it ended while it stood in the queue
+                continue;
+            };
+            let word = Word::new(self.id(), slot.generation, task);
+            state.current = task;
+            state.scope = ROOT;
             drop(state);
-            ended = body.abort();
+
+            self.word.set(word);
+            self.budget.set(BUDGET);
+            let waker = ManuallyDrop::new(word.waker());
+            let ended = !body.is_doomed() && body.poll(&mut Context::from_waker(&waker));
+
             state = self.state.borrow_mut();
+            state.current = NIL;
+            if ended || body.is_doomed() {
+                drop(state);
+                self.end(task, body, ended);
+                state = self.state.borrow_mut();
+            } else {
+                body.release_shared(); // the slot has another
+            }
         }
-        if ended {
-            // `body` is still referred to by the caller, so dropping the slot's reference runs no user code.
-            drop(state.finish(task));
-            self.flush(state);
+        taken
+    }
+
+    /// After a poll in which the task ended, or was aborted.
+    fn end(&self, task: u32, body: BodyRef, ended: bool) {
+        if ended || body.abort() {
+            // `body` is still a reference, so dropping the slot's runs no user code.
+            self.with(|state| drop(state.finish(task)));
             body.drop_unwanted_output();
         }
     }
 
-    fn flush(&self, state: std::cell::RefMut<'_, State>) {
-        let busy = !state.aftermath.is_empty();
-        drop(state);
-        if busy {
-            self.with(|_| {});
-        }
+    /// How many tasks to run before `must_look` has something to say.
+    fn batch(&self) -> u32 {
+        let polls = self.polls.get();
+        let to_look = self.io_interval.saturating_sub(polls);
+        to_look.min(CLOCK_INTERVAL - polls % CLOCK_INTERVAL)
     }
 
-    /// Whether it is time to look outside although tasks are ready.
-    fn must_look(&self) -> bool {
-        let polls = self.polls.get() + 1;
+    /// Whether it is time to look outside although tasks are ready, now that `taken` more have run.
+    fn must_look(&self, taken: u32) -> bool {
+        let polls = self.polls.get() + taken;
         self.polls.set(polls);
         if polls >= self.io_interval {
             return true;
         }
-        if polls.is_multiple_of(16) {
+        if polls.is_multiple_of(CLOCK_INTERVAL) {
             let state = self.state.borrow();
             return !(state.wheel.is_empty() && state.reactor.is_empty())
                 && state.time() > self.last_look.get() + LOOK_AFTER;
@@ -864,13 +952,17 @@ impl Core {
     /// Runs until `main` has ended.
     fn run(&self, main: &BodyRef) -> Result<(), RunError> {
         loop {
-            while main.is_live() && self.step() {
-                if self.must_look() {
-                    self.look(Some(Duration::ZERO))?;
-                }
-            }
+            let batch = self.batch();
+            let taken = self.run_ready(batch, Some(main));
             if !main.is_live() {
                 return Ok(());
+            }
+            if self.must_look(taken) {
+                self.look(Some(Duration::ZERO))?;
+                continue;
+            }
+            if taken == batch {
+                continue;
             }
             if self.is_stuck() {
                 return Err(RunError::Deadlock(self.state.borrow().dump()));
@@ -891,12 +983,14 @@ impl Core {
 
     fn turn(&self, max_wait: Option<Duration>) -> io::Result<Turn> {
         self.look(max_wait)?;
+        // What becomes ready meanwhile goes on at the next turn, and so does what is left when it is time to look.
+        let ready = self.state.borrow().ready.len();
         let mut polled = 0;
-        let batch = self.state.borrow().ready.len();
-        while polled < batch && self.step() {
-            polled += 1;
-            if self.must_look() {
-                // The host's turn has come; what is left goes on at the next.
+        while polled < ready {
+            let batch = self.batch().min(ready - polled);
+            let taken = self.run_ready(batch, None);
+            polled += taken;
+            if taken < batch || self.must_look(taken) {
                 break;
             }
         }
@@ -904,7 +998,7 @@ impl Core {
         let ready = !self.inbox.prepare_to_sleep() || !self.state.borrow().ready.is_empty();
         let state = self.state.borrow();
         Ok(Turn {
-            polled,
+            polled: polled as usize,
             ready,
             next_deadline: state
                 .wheel
@@ -1423,7 +1517,7 @@ mod tests {
                 }
                 let _running = kernel.core.enter().unwrap();
                 kernel.core.close();
-                while kernel.core.step() {} // the slots of tasks that ended while queued
+                while kernel.core.run_ready(1, None) > 0 {} // the slots of tasks that ended while queued
                 assert_clean(&kernel);
             }
         }

@@ -10,6 +10,7 @@
 use std::panic::Location;
 use std::task::Waker;
 
+use super::task::Tasks;
 pub(crate) use super::wheel::NIL;
 use super::wheel::Timers;
 
@@ -195,32 +196,81 @@ impl Nodes {
             key,
             at,
         };
-        let id = self.free;
-        if id == NIL {
-            assert!(self.nodes.len() < 1 << 31, "more than 2^31 waits at once");
-            self.nodes.push(node);
-            return (self.nodes.len() - 1) as u32;
-        }
-        let place = &mut self.nodes[id as usize];
-        self.free = place.next;
-        *place = node;
-        id
+        self.place(node)
     }
 
-    /// Frees a node that is in no list any more. The waker it had must be dropped by the caller once no table is borrowed.
+    /// A node of `task`, at the head of its list of waits, which begins at `head`.
+    #[inline]
+    pub(crate) fn insert_for(
+        &mut self,
+        task: u32,
+        head: &mut u32,
+        kind: WaitKind,
+        scope: u32,
+        key: u64,
+        at: &'static Location<'static>,
+    ) -> u32 {
+        let task_next = *head;
+        *head = self.place(Node {
+            task,
+            meta: scope | (kind as u32) << KIND_SHIFT,
+            task_prev: NIL,
+            task_next,
+            prev: NIL,
+            next: NIL,
+            key,
+            at,
+        });
+        if task_next != NIL {
+            self[task_next].task_prev = *head;
+        }
+        *head
+    }
+
+    #[inline]
+    fn place(&mut self, node: Node) -> u32 {
+        let id = self.free;
+        if let Some(place) = self.nodes.get_mut(id as usize) {
+            self.free = place.next;
+            *place = node;
+            return id;
+        }
+        self.grow(node)
+    }
+
+    #[cold]
+    fn grow(&mut self, node: Node) -> u32 {
+        assert!(self.nodes.len() < 1 << 31, "more than 2^31 waits at once");
+        self.nodes.push(node);
+        (self.nodes.len() - 1) as u32
+    }
+
+    /// Frees a node that is in no queue any more and takes it out of the list of its task. The waker it had must be dropped by the caller once
+    /// no table is borrowed.
+    #[inline]
     #[must_use]
-    pub(crate) fn release(&mut self, id: u32) -> Option<Waker> {
-        let waker = self.take_waker(id);
+    pub(crate) fn remove(&mut self, id: u32, tasks: &mut Tasks) -> Option<Waker> {
         let node = &mut self.nodes[id as usize];
-        debug_assert!(
-            node.task_prev == NIL && node.task_next == NIL,
-            "freed while in its task's list"
-        );
+        let (task, prev, next) = (node.task, node.task_prev, node.task_next);
+        let is_foreign = node.is_foreign();
         // A late answer from another thread looks at kind and key; a free node must not pass for one.
         node.meta = 0;
+        node.task = NIL;
         node.next = self.free;
         self.free = id;
-        waker
+        if task != NIL {
+            match prev {
+                NIL => tasks[task].waits = next,
+                prev => self[prev].task_next = next,
+            }
+            if next != NIL {
+                self[next].task_prev = prev;
+            }
+        }
+        match is_foreign {
+            true => self.foreign[id as usize].take(),
+            false => None,
+        }
     }
 
     pub(crate) fn set_waker(&mut self, id: u32, waker: Waker) -> Option<Waker> {
@@ -232,6 +282,7 @@ impl Nodes {
         self.foreign[index].replace(waker)
     }
 
+    #[cold]
     pub(crate) fn take_waker(&mut self, id: u32) -> Option<Waker> {
         if !self[id].is_foreign() {
             return None;
@@ -259,22 +310,17 @@ impl Nodes {
 
     /// Takes `id` out of the list that begins at `head`.
     pub(crate) fn unlink_from_task(&mut self, id: u32, head: &mut u32) {
-        let Node {
-            task_prev,
-            task_next,
-            ..
-        } = self[id];
-        match task_prev {
-            NIL => *head = task_next,
-            prev => self[prev].task_next = task_next,
-        }
-        if task_next != NIL {
-            self[task_next].task_prev = task_prev;
-        }
         let node = &mut self[id];
+        let prev = std::mem::replace(&mut node.task_prev, NIL);
+        let next = std::mem::replace(&mut node.task_next, NIL);
         node.task = NIL;
-        node.task_prev = NIL;
-        node.task_next = NIL;
+        match prev {
+            NIL => *head = next,
+            prev => self[prev].task_next = next,
+        }
+        if next != NIL {
+            self[next].task_prev = prev;
+        }
     }
 }
 

@@ -328,8 +328,7 @@ impl State {
         }
         for node in waiting.into_iter().filter(|&node| node != NIL) {
             self.reactor.waiting -= 1;
-            self.nodes[node].set_phase(Phase::Closed);
-            self.wake_waiter(node);
+            self.settle(node, Phase::Closed);
         }
     }
 }

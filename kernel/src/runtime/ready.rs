@@ -4,21 +4,22 @@
 /// entries than there are slots; it grows with the task table and a push in between never allocates.
 pub(crate) struct Ready {
     ring: Box<[u32]>,
-    head: usize,
-    len: usize,
+    /// How many entries were ever taken out and put in; they wrap, the ring's size divides the wrap.
+    taken: u32,
+    put: u32,
 }
 
 impl Ready {
     pub(crate) fn new() -> Self {
         Self {
             ring: vec![0; 64].into_boxed_slice(),
-            head: 0,
-            len: 0,
+            taken: 0,
+            put: 0,
         }
     }
 
-    pub(crate) const fn len(&self) -> usize {
-        self.len
+    pub(crate) const fn len(&self) -> u32 {
+        self.put.wrapping_sub(self.taken)
     }
 
     pub(crate) const fn capacity(&self) -> usize {
@@ -26,7 +27,7 @@ impl Ready {
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.put == self.taken
     }
 
     /// Makes room for `slots` entries.
@@ -35,27 +36,35 @@ impl Ready {
             return;
         }
         let mut ring = Vec::with_capacity(slots.next_power_of_two());
-        ring.extend((0..self.len).map(|i| self.ring[(self.head + i) & (self.ring.len() - 1)]));
+        let len = self.len();
+        ring.extend((0..len).map(|i| self.ring[self.place(self.taken.wrapping_add(i))]));
         ring.resize(slots.next_power_of_two(), 0);
         self.ring = ring.into_boxed_slice();
-        self.head = 0;
+        (self.taken, self.put) = (0, len);
     }
 
+    const fn place(&self, count: u32) -> usize {
+        count as usize & (self.ring.len() - 1)
+    }
+
+    #[inline]
     pub(crate) fn push(&mut self, slot: u32) {
-        debug_assert!(self.len < self.ring.len(), "a task is queued twice");
-        let mask = self.ring.len() - 1;
-        self.ring[(self.head + self.len) & mask] = slot;
-        self.len += 1;
+        debug_assert!(
+            (self.len() as usize) < self.ring.len(),
+            "a task is queued twice"
+        );
+        let place = self.place(self.put);
+        self.ring[place] = slot;
+        self.put = self.put.wrapping_add(1);
     }
 
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<u32> {
-        if self.len == 0 {
+        if self.is_empty() {
             return None;
         }
-        let mask = self.ring.len() - 1;
-        let slot = self.ring[self.head & mask];
-        self.head = (self.head + 1) & mask;
-        self.len -= 1;
+        let slot = self.ring[self.place(self.taken)];
+        self.taken = self.taken.wrapping_add(1);
         Some(slot)
     }
 }

@@ -29,6 +29,7 @@ use super::{Aftermath, State};
 use crate::error::Interrupt;
 
 /// A timeout block or a shield.
+#[derive(Clone, Copy)]
 pub(crate) struct Scope {
     /// Whose it is; `NIL` once that task ended.
     task: u32,
@@ -101,19 +102,17 @@ impl State {
         std::mem::replace(&mut self.scope, scope)
     }
 
-    pub(crate) const fn leave_scope(&mut self, outer: u32) {
-        self.scope = outer;
-    }
-
     /// Ends a scope.
     pub(crate) fn close_scope(&mut self, scope: u32) {
-        self.disarm(scope);
-        let Scope { task, parent, .. } = self.scopes[scope as usize];
-        self.unlink_scope(scope);
-        self.scopes.remove(scope as usize);
+        let closed = self.scopes.remove(scope as usize);
+        let Scope { task, parent, .. } = closed;
+        if closed.timer != NIL {
+            self.release(closed.timer);
+        }
         if task == NIL {
             return;
         }
+        self.bridge(&closed);
         // Leaves and blocks that were created inside and moved out live on in the scope around.
         let mut node = self.tasks[task].waits;
         while node != NIL {
@@ -228,9 +227,8 @@ impl State {
                 match self.nodes[node].phase() {
                     Phase::Armed => {
                         self.detach(node);
-                        self.nodes[node].set_phase(Phase::Interrupted);
                         self.nodes[node].key = u64::from(fired);
-                        self.wake_waiter(node);
+                        self.settle(node, Phase::Interrupted);
                     }
                     // R6: of two firings before the leaf was polled, the outer one counts.
                     Phase::Interrupted if self.reaches(self.nodes[node].key as u32, fired) => {
@@ -255,6 +253,13 @@ impl State {
             }
         }
         true
+    }
+
+    /// Whether a task runs and no interrupt is pending for it, so that a trap may block.
+    #[inline]
+    pub(crate) fn may_block(&self) -> bool {
+        let slot = self.tasks.get(self.current);
+        slot.is_some_and(|slot| !slot.flags.has(Flags::PENDING))
     }
 
     /// R4: what a trap that is about to block under the current scope must answer instead.
@@ -394,21 +399,23 @@ impl State {
     }
 
     fn unlink_scope(&mut self, scope: u32) {
-        let Scope {
-            task, prev, next, ..
-        } = self.scopes[scope as usize];
-        if task == NIL {
-            return;
+        let block = self.scopes[scope as usize];
+        if block.task != NIL {
+            self.bridge(&block);
+            let block = &mut self.scopes[scope as usize];
+            (block.task, block.prev, block.next) = (NIL, NIL, NIL);
         }
-        match prev {
-            NIL => self.tasks[task].scopes = next,
-            prev => self.scopes[prev as usize].next = next,
+    }
+
+    /// Links the neighbours of a task's scope with each other.
+    fn bridge(&mut self, block: &Scope) {
+        match block.prev {
+            NIL => self.tasks[block.task].scopes = block.next,
+            prev => self.scopes[prev as usize].next = block.next,
         }
-        if next != NIL {
-            self.scopes[next as usize].prev = prev;
+        if block.next != NIL {
+            self.scopes[block.next as usize].prev = block.prev;
         }
-        let block = &mut self.scopes[scope as usize];
-        (block.task, block.prev, block.next) = (NIL, NIL, NIL);
     }
 
     /// A task ended: scopes that outlive it belong to nobody, until a task polls them.

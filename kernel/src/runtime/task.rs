@@ -67,6 +67,8 @@ pub(crate) struct Header {
 const CANCELLED: u8 = 1;
 /// Its handle is gone: nobody will take the output.
 const DETACHED: u8 = 2;
+/// To be dropped instead of polled, or as soon as the poll it is in returns.
+const DOOMED: u8 = 4;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -84,6 +86,14 @@ impl Header {
     pub(crate) fn mark_cancelled(&self) -> bool {
         let before = self.marks.replace(self.marks.get() | CANCELLED);
         before & CANCELLED == 0
+    }
+
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.marks.get() & DOOMED != 0
+    }
+
+    pub(crate) fn doom(&self) {
+        self.marks.set(self.marks.get() | DOOMED);
     }
 }
 
@@ -363,6 +373,14 @@ impl Drop for BodyRef {
 }
 
 impl BodyRef {
+    /// Drops a reference that is not the last one. (Were it the last, the body would leak.)
+    #[inline]
+    pub(crate) fn release_shared(self) {
+        debug_assert!(self.refs.get() > 1);
+        self.refs.set(self.refs.get() - 1);
+        std::mem::forget(self);
+    }
+
     /// The last reference goes.
     fn free(&self) {
         if self.stage.get() != Stage::Taken {
@@ -445,7 +463,8 @@ pub(crate) struct Pool {
 struct FreeList {
     /// The first free block; its first word points to the next one.
     head: *mut FreeBlock,
-    len: usize,
+    /// How many bytes it keeps.
+    kept: usize,
 }
 
 struct FreeBlock {
@@ -458,27 +477,29 @@ impl Pool {
             classes: [const {
                 Cell::new(FreeList {
                     head: ptr::null_mut(),
-                    len: 0,
+                    kept: 0,
                 })
             }; LARGEST_POOLED / GRAIN],
         }
     }
 
     fn class(&self, layout: Layout) -> Option<&Cell<FreeList>> {
-        let pooled =
-            layout.size() <= LARGEST_POOLED && layout.align() == GRAIN && layout.size() > 0;
-        pooled.then(|| &self.classes[layout.size() / GRAIN - 1])
+        if layout.align() != GRAIN {
+            return None;
+        }
+        // No list for a size of 0, which wraps, nor for more than the largest.
+        self.classes.get(layout.size().wrapping_sub(1) / GRAIN)
     }
 
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let class = self.class(layout)?;
-        let FreeList { head, len } = class.get();
+        let FreeList { head, kept } = class.get();
         let block = NonNull::new(head)?;
         // SAFETY: blocks on the list are free, at least `GRAIN` bytes, and begin with a `FreeBlock` that `give` wrote.
         let next = unsafe { block.as_ref() }.next;
         class.set(FreeList {
             head: next,
-            len: len - 1,
+            kept: kept - layout.size(),
         });
         Some(block.cast())
     }
@@ -489,8 +510,8 @@ impl Pool {
         let Some(class) = self.class(layout) else {
             return false;
         };
-        let FreeList { head, len } = class.get();
-        if len * layout.size() >= KEPT_BYTES {
+        let FreeList { head, kept } = class.get();
+        if kept >= KEPT_BYTES {
             return false;
         }
         let block = block.cast::<FreeBlock>();
@@ -498,7 +519,7 @@ impl Pool {
         unsafe { block.write(FreeBlock { next: head }) };
         class.set(FreeList {
             head: block.as_ptr(),
-            len: len + 1,
+            kept: kept + layout.size(),
         });
         true
     }
@@ -565,7 +586,6 @@ const _: () = assert!(size_of::<Slot>() == 32);
 pub(crate) struct Flags(u8);
 
 impl Flags {
-    pub(crate) const NONE: Self = Self(0);
     /// In the ready queue.
     pub(crate) const QUEUED: Self = Self(1);
     /// Some scope of it has fired and no trap has told the task yet.
@@ -577,9 +597,12 @@ impl Flags {
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
 
-    /// To be dropped as soon as the poll it is in returns.
-    pub(crate) const ABORT: Self = Self(32);
+    /// Both.
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
+    /// Whether it has any of `flag`'s.
     pub(crate) const fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
     }
@@ -626,6 +649,7 @@ impl Tasks {
         self.last_id
     }
 
+    /// A slot for a new task. Its flags say that it is queued, which the caller sees to.
     pub(crate) fn insert(&mut self, body: BodyRef) -> u32 {
         self.live += 1;
         if self.free != NIL {
@@ -638,7 +662,7 @@ impl Tasks {
                 waits: NIL,
                 scopes: NIL,
                 joiners: NIL,
-                flags: Flags::NONE,
+                flags: Flags::QUEUED,
                 ..*slot
             };
             return id;
@@ -655,7 +679,7 @@ impl Tasks {
             waits: NIL,
             scopes: NIL,
             joiners: NIL,
-            flags: Flags::NONE,
+            flags: Flags::QUEUED,
         });
         id
     }
@@ -681,6 +705,10 @@ impl Tasks {
 
     pub(crate) fn get(&self, id: u32) -> Option<&Slot> {
         self.slots.get(id as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(id as usize)
     }
 
     /// Every live task's slot.

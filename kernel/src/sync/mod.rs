@@ -48,7 +48,7 @@ pub use universal_queue::{UniversalPut, UniversalQueue};
 
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
-use crate::traps::{Lot, SchedWait, sched_wait, sched_wake};
+use crate::traps::{Lot, SchedWait, sched_wait, wake_one};
 
 /// A parking lot whose wakes are grants.
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ impl Line {
     /// Gives one thing to the task that waits longest. False if nobody waits.
     fn grant(&self) -> bool {
         // The count spares the way into the kernel in the common case.
-        if self.waiting.get() == 0 || sched_wake(&self.lot, 1) == 0 {
+        if self.waiting.get() == 0 || !wake_one(&self.lot) {
             return false;
         }
         decrement(&self.waiting);
@@ -104,6 +104,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     /// Waits for a grant. `Ok`: it is taken.
+    #[inline]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Interrupt>> {
         let waited = self.wait.is_waiting();
         let answer = Pin::new(&mut self.wait).poll(cx);
@@ -121,10 +122,13 @@ impl Place<'_> {
     }
 
     /// True: it was granted something that nobody took, to be handed on.
+    #[inline]
     fn leave(&self) -> bool {
-        if !self.wait.is_waiting() {
-            return false;
-        }
+        self.wait.is_waiting() && self.give_up()
+    }
+
+    #[cold]
+    fn give_up(&self) -> bool {
         let granted = self.wait.is_woken();
         decrement(if granted {
             &self.line.granted

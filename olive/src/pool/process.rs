@@ -399,8 +399,11 @@ impl Child {
             match self.step(None).await? {
                 Step::Said(said) => {
                     match said.into_iter().next() {
-                        // It ended in time, but it was torn out of its work, and what it started may go on: better a fresh process.
-                        Some(Said::Ended(outcome @ Outcome::TimedOut { .. }, _)) => {
+                        // It was torn out of its work, and what it started may go on: better a fresh process. Whoever sets a
+                        // soft limit says that its functions know how to end.
+                        Some(Said::Ended(outcome @ Outcome::TimedOut { .. }, _))
+                            if task.soft.is_none() =>
+                        {
                             break Ended::Dead(Some(outcome), "its time was up".into());
                         }
                         Some(Said::Ended(outcome, _)) => break Ended::Alive(outcome),
@@ -905,7 +908,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_asked_to_end_keeps_its_child() {
+    fn a_task_whose_time_is_up_takes_its_child_along_unless_a_soft_limit_was_set() {
         let folder = Folder::new(
             "import os, time\ndef slow(): time.sleep(600)\ndef pid(): return os.getpid()\n",
         );
@@ -913,17 +916,17 @@ mod tests {
             let pool = pool(&folder, 1);
             let before = pool.run(task("pid", "[]", None)).await.unwrap();
             let limit = Duration::from_millis(300);
-            assert_eq!(
-                pool.run(task("slow", "[]", Some(limit))).await.unwrap(),
-                Outcome::TimedOut { limit }
-            );
-            assert_eq!(
-                (
-                    pool.run(task("pid", "[]", None)).await.unwrap(),
-                    pool.restarts()
-                ),
-                (before, 0)
-            );
+            let soft = Task {
+                soft: Some(limit),
+                ..task("slow", "[]", None)
+            };
+            assert_eq!(pool.run(soft).await.unwrap(), Outcome::TimedOut { limit });
+            let after = pool.run(task("pid", "[]", None)).await.unwrap();
+            assert_eq!((&after, pool.restarts()), (&before, 0));
+            let hard = task("slow", "[]", Some(limit));
+            assert_eq!(pool.run(hard).await.unwrap(), Outcome::TimedOut { limit });
+            let after = pool.run(task("pid", "[]", None)).await.unwrap();
+            assert!(after != before && pool.restarts() == 1);
         })
         .unwrap();
     }
