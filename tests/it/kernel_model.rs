@@ -19,10 +19,6 @@ use proptest::prelude::*;
 use model::Model;
 use program::{OBJECTS, Program, Run, World, programs, start};
 
-/// Where the kernel does more than R7 and Curio: leaving any timeout block inside a deadline that has fired makes it fire again, also a block that was
-/// opened afterwards, to clean up, and also if a cancellation has switched that deadline off (R9).
-const EVERY_EXIT_FIRES_AGAIN: bool = true;
-
 /// When a run ends; every program is at rest long before.
 const END: u64 = 1_000_000_000;
 

@@ -506,6 +506,8 @@ fn another_runtime_produces_for_a_task() {
 #[test]
 fn another_runtime_consumes_what_a_task_produces() {
     let queue = UniversalQueue::new(Some(2));
+    // There before the consumer looks whether all is done.
+    queue.try_put(0).unwrap();
     let consumer = thread::spawn({
         let queue = queue.clone();
         move || {
@@ -522,7 +524,7 @@ fn another_runtime_consumes_what_a_task_produces() {
         }
     });
     kernel::run(async {
-        for n in 0..100 {
+        for n in 1..100 {
             queue.put(n).await.unwrap();
         }
         queue.join().await.unwrap();

@@ -410,7 +410,7 @@ impl Scoped {
             // that is off come back.
             let around = state.blocks.get_mut(&around).unwrap();
             let was_open = number < around.fired_at;
-            around.told &= !super::EVERY_EXIT_FIRES_AGAIN && (!was_open || around.is_off);
+            around.told &= !was_open || around.is_off;
         }
         Poll::Ready(match outcome {
             // R8
