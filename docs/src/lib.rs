@@ -8,3 +8,6 @@ pub mod contributing {}
 
 #[doc = include_str!("../measuring.md")]
 pub mod measuring {}
+
+#[doc = include_str!("../../README.md")]
+pub mod readme {}

@@ -55,10 +55,14 @@
 //! ([`AsFd`](std::os::fd::AsFd)) becomes readable when there is more to do. So it runs inside another event loop, which is how
 //! its ancestor [sweepea](https://github.com/allenling/sweepea) ran Curio inside pika's.
 
+#[cfg(feature = "channel")]
+pub mod channel;
+pub mod fs;
 pub mod net;
 pub mod process;
 pub mod signal;
 pub mod sync;
+pub mod thread;
 pub mod traps;
 
 mod cancel;
@@ -82,6 +86,7 @@ pub use task::{
     Join, Task, TaskId, TaskInfo, TaskRef, TaskState, current_task, spawn, try_current_task,
     yield_now,
 };
+pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,

@@ -1,11 +1,12 @@
 //! The integration tests: one binary, so that they link once. `tests/run` runs it against the embedded broker and again,
-//! without what needs no broker, against RabbitMQ; no test knows which one it has.
+//! without what needs no broker or has its own, against RabbitMQ; no test knows which one it has.
 //!
 //! | module | what belongs there |
 //! |---|---|
 //! | [`broker`] | what foreign clients (pika, kombu, celery) see of the broker: one check of a script in tests/python each |
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
+//! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
@@ -15,9 +16,12 @@
 mod broker;
 mod client;
 mod delivery;
+mod demo;
 mod faults;
 mod kernel_core;
+mod kernel_interop;
 mod kernel_io;
+mod kernel_model;
 mod kernel_sync;
 mod kernel_universal;
 mod replies;

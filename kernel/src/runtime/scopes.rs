@@ -11,7 +11,7 @@
 //! - **R4** a leaf about to block under a fired scope that nobody was told of returns the interrupt without arming;
 //! - **R5** firing wakes each such leaf's own waker, so that a combinator that wraps wakers polls the right child;
 //! - **R6** when several scopes have fired the outermost one is reported, and all of them count as told;
-//! - **R7** leaving a timeout block while an enclosing deadline is past makes that one untold again: swallowing it wins no time;
+//! - **R7** leaving a timeout block that was open when an enclosing deadline fired makes that one untold again: swallowing it wins no time;
 //! - **R8** at the end of a timeout block: its own expiry is `TaskTimeout`, that of an enclosing one `TimeoutCancellation`, a timeout
 //!   that belongs to no block in force `UncaughtTimeout`;
 //! - **R9** a cancellation disarms the task's timeouts, so that clean-up may outlast them; not those behind a shield, where it is not felt;
@@ -44,6 +44,8 @@ pub(crate) struct Scope {
     fired: bool,
     /// Whether a trap has told the task.
     told: bool,
+    /// An enclosing deadline fired while it was open: leaving it fires that one again (R7).
+    rearms: bool,
 }
 
 /// How a timeout block ended, by R8.
@@ -74,6 +76,7 @@ impl State {
             is_shield,
             fired: false,
             told: false,
+            rearms: false,
         });
         let scope = u32::try_from(scope)
             .ok()
@@ -142,6 +145,7 @@ impl State {
             task,
             parent,
             timer,
+            rearms,
             ..
         } = self.scopes[scope as usize];
         let mut enclosing = None;
@@ -157,7 +161,9 @@ impl State {
         let is_late =
             !timed_out && (fired && !told || cfg!(debug_assertions) && self.is_overdue(timer));
         self.close_scope(scope);
-        if let Some(outer) = enclosing {
+        if let Some(outer) = enclosing
+            && rearms
+        {
             // R7
             self.scopes[outer as usize].told = false;
             if task != NIL {
@@ -187,6 +193,13 @@ impl State {
         self.scopes[scope as usize].fired = true;
         let task = self.scopes[scope as usize].task;
         if task != NIL {
+            let mut inner = self.tasks[task].scopes;
+            while inner != NIL {
+                if inner != scope && self.reaches(inner, scope) {
+                    self.scopes[inner as usize].rearms = true;
+                }
+                inner = self.scopes[inner as usize].next;
+            }
             self.fire_scope(task, scope);
         }
     }
@@ -208,6 +221,7 @@ impl State {
                 self.disarm(scope);
                 let block = &mut self.scopes[scope as usize];
                 block.fired &= block.told;
+                block.rearms = false;
             }
             scope = next;
         }

@@ -170,10 +170,9 @@ impl<E: Errand> Anywhere<E> {
         } = self;
         let (answer, replaced) = crossing.with(|state, woken| {
             let line = E::line(state);
-            if line.redeem(*ticket) || (!line.is_waiting(*ticket) && E::is_open(state)) {
-                if let Some(output) = errand.finish(state, woken) {
-                    return (Ok(output), None);
-                }
+            let may_go = line.redeem(*ticket) || (!line.is_waiting(*ticket) && E::is_open(state));
+            if may_go && let Some(output) = errand.finish(state, woken) {
+                return (Ok(output), None);
             }
             (Err(()), otherwise(E::line(state), *ticket))
         });

@@ -547,3 +547,37 @@ fn a_timeout_travels_through_io_errors_and_boxes() {
         assert_eq!(error.interrupt(), Some(&Interrupt::TaskTimeout));
     });
 }
+
+/// R7 holds for blocks that were open when the deadline fired, and for no others.
+#[test]
+fn clean_up_with_a_timeout_of_its_own_is_not_interrupted_again() {
+    run(async {
+        let outcome = timeout_after(s(1), async {
+            let told = sleep(s(10)).await;
+            assert_eq!(told.map(drop), Err(Interrupt::TaskTimeout));
+            timeout_after(s(5), sleep(s(1))).await?;
+            sleep(s(1)).await?; // goes on cleaning up
+            Ok::<_, Interrupt>(())
+        })
+        .await;
+        assert_eq!(outcome, Ok(()));
+    });
+}
+
+/// R9 switches timeouts off for good.
+#[test]
+fn a_deadline_that_a_cancellation_switched_off_does_not_cut_the_clean_up() {
+    run(async {
+        let task = spawn(timeout_after(s(1), async {
+            let _ = sleep(s(10)).await;
+            let cancelled = sleep(s(10)).await;
+            assert!(matches!(cancelled, Err(Interrupt::Cancelled(_))));
+            timeout_after(s(5), sleep(s(1))).await?;
+            sleep(s(1)).await?;
+            Ok::<_, Interrupt>(())
+        }));
+        sleep(s(2)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Ok(()));
+    });
+}

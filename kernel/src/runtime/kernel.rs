@@ -1,0 +1,319 @@
+//! The kernel as its owner has it: set it up, run it, make it a guest, shut it down.
+
+use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{Location, resume_unwind};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{Clock, Core, Handle, KERNELS, LOOK_INTERVAL, Remote, SystemClock, with_current};
+use crate::error::{Interrupt, RunError};
+use crate::task::TaskInfo;
+
+/// How a [`Kernel`] is set up.
+#[must_use]
+pub struct Builder {
+    pub(super) clock: Box<dyn Clock>,
+    pub(super) io_interval: u32,
+}
+
+impl Builder {
+    /// The system's clock, and a look at I/O at least every 61 polls.
+    pub fn new() -> Self {
+        Self {
+            clock: Box::new(SystemClock),
+            io_interval: LOOK_INTERVAL,
+        }
+    }
+
+    /// Takes the time from `clock`, for instance a [`VirtualClock`].
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// Looks at I/O, timers and other threads after this many polls although tasks are still ready.
+    /// Fewer answer sooner, more cost less. At least 1.
+    pub fn io_interval(mut self, polls: u32) -> Self {
+        self.io_interval = polls.max(1);
+        self
+    }
+
+    /// Makes the kernel.
+    ///
+    /// # Errors
+    /// If the poller cannot be made, or 4096 kernels already exist in this process.
+    pub fn build<'env>(self) -> io::Result<Kernel<'env>> {
+        Ok(Kernel {
+            core: Core::new(self)?,
+            env: PhantomData,
+        })
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("io_interval", &self.io_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A kernel: tasks, and the loop that runs them on the thread that owns it.
+///
+/// Tasks spawned with [`Kernel::spawn`] and the main future of [`Kernel::run`] may borrow whatever outlives the kernel (`'env`),
+/// since they are polled inside its methods and dropped with it at the latest.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let name = String::from("kernel");
+/// let mut kernel = kernel::Kernel::new()?;
+/// let greeting = kernel.run(async {
+///     let task = kernel::spawn(async { kernel::sleep(Duration::from_millis(1)).await });
+///     task.join().await.unwrap().unwrap();
+///     format!("hello, {name}")
+/// })?;
+/// assert_eq!(greeting, "hello, kernel");
+/// # Ok::<(), kernel::RunError>(())
+/// ```
+///
+/// What it borrows must outlive it, and it stays on its thread, as its tasks do:
+///
+/// ```compile_fail,E0597
+/// let mut kernel = kernel::Kernel::new().unwrap();
+/// let dies_first = String::new();
+/// kernel.spawn(async { dies_first.len() });
+/// kernel.run(async {}).unwrap();
+/// ```
+/// ```compile_fail,E0373
+/// # async fn main_task() {
+/// let local = String::new();
+/// kernel::spawn(async { local.len() });
+/// # }
+/// ```
+/// ```compile_fail,E0505
+/// // A value that borrows must be gone, with its task, before what it borrows.
+/// struct Noisy<'a>(&'a String);
+/// impl Drop for Noisy<'_> {
+///     fn drop(&mut self) { println!("{}", self.0); }
+/// }
+/// let text = String::new();
+/// let mut kernel = kernel::Kernel::new().unwrap();
+/// let task = kernel.spawn(async { Noisy(&text) });
+/// kernel.run(task.wait()).unwrap().unwrap();
+/// drop(kernel);
+/// drop(text);
+/// drop(task);
+/// ```
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<kernel::Kernel<'static>>();
+/// ```
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<kernel::Task<()>>();
+/// ```
+/// ```compile_fail,E0277
+/// fn is_sync<T: Sync>() {}
+/// is_sync::<kernel::TaskRef>();
+/// ```
+/// ```compile_fail,E0382
+/// // A kernel that was shut down is gone.
+/// let mut kernel = kernel::Kernel::new().unwrap();
+/// kernel.shutdown(None).unwrap();
+/// kernel.run(async {}).unwrap();
+/// ```
+pub struct Kernel<'env> {
+    pub(super) core: Rc<Core>,
+    /// Invariant, and with the `Drop` below: borrowed data must outlive the kernel strictly.
+    env: PhantomData<Cell<&'env ()>>,
+}
+
+/// What a [`Kernel::turn`] did and what is left to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// How many tasks were polled.
+    pub polled: usize,
+    /// Whether there is more to do at once: call `turn` again soon.
+    pub ready: bool,
+    /// When to call `turn` again at the latest.
+    pub next_deadline: Option<Instant>,
+    /// How many tasks have not ended.
+    pub live: usize,
+}
+
+/// How a [`Kernel::shutdown`] went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShutdownReport {
+    /// Tasks that ended after they were cancelled.
+    pub cancelled: usize,
+    /// Tasks that did not end within the grace and were dropped.
+    pub aborted: usize,
+}
+
+impl<'env> Kernel<'env> {
+    /// A kernel as [`Builder::new`] sets it up.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> io::Result<Self> {
+        Builder::new().build()
+    }
+
+    /// Runs `main` as a task until it ends, and with it whatever it spawns. Other tasks that are still alive then stand still until
+    /// the next `run` or [`turn`](Kernel::turn) (Curio's `Kernel.run`).
+    ///
+    /// # Errors
+    /// [`RunError::Reentrant`] from inside a running kernel of this thread, [`RunError::Deadlock`] if nothing can wake `main` any more,
+    /// [`RunError::Aborted`] if somebody aborted it.
+    ///
+    /// # Panics
+    /// With what `main` panicked with.
+    #[track_caller]
+    pub fn run<T>(&mut self, main: impl Future<Output = T>) -> Result<T, RunError> {
+        if with_current(|core| core.is_some()) {
+            return Err(RunError::Reentrant);
+        }
+        let running = self.core.enter()?;
+        // `main` may borrow from the caller: it must be gone when this returns, however that comes about.
+        let main = DropMain {
+            handle: self.core.spawn(main, Location::caller()),
+            core: &self.core,
+        };
+        self.core.run(main.handle.body())?;
+        let output = main.handle.take();
+        drop(main);
+        drop(running);
+        match output.expect("the main task has ended") {
+            Ok(value) => Ok(value),
+            Err(crate::JoinError::Panicked(panic)) => resume_unwind(panic.into_payload()),
+            Err(_) => Err(RunError::Aborted),
+        }
+    }
+
+    /// One pass of the loop, for a host that has a loop of its own: polls I/O, fires timers, and runs each task that is ready then, once.
+    /// Waits up to `max_wait` for something to do (`None`: until there is something; zero: not at all).
+    ///
+    /// The host watches [`as_fd`](AsFd::as_fd) for reading, and calls `turn(Some(Duration::ZERO))` when it is readable, at
+    /// [`Turn::next_deadline`], and again at once while [`Turn::ready`].
+    ///
+    /// # Errors
+    /// [`RunError::Reentrant`] if one of its own tasks calls it; [`RunError::Io`] if the poller fails.
+    pub fn turn(&mut self, max_wait: Option<Duration>) -> Result<Turn, RunError> {
+        let _running = self.core.enter()?;
+        Ok(self.core.turn(max_wait)?)
+    }
+
+    /// Starts a task, to be run by the next `run` or `turn`.
+    #[track_caller]
+    pub fn spawn<T: 'env>(&self, future: impl Future<Output = T> + 'env) -> crate::Task<T> {
+        let handle = self.core.spawn(future, Location::caller());
+        self.core.nudge();
+        crate::Task::from_handle(handle)
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn remote(&self) -> Remote {
+        self.core.remote()
+    }
+
+    /// Every live task, in the order they were spawned.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        self.core.state.borrow().dump()
+    }
+
+    /// Cancels the tasks, newest first, and waits for each; what has not ended after `grace` (`None`: however long it takes) is
+    /// dropped, newest first.
+    ///
+    /// # Errors
+    /// As [`Kernel::turn`]; then all tasks are dropped.
+    pub fn shutdown(self, grace: Option<Duration>) -> Result<ShutdownReport, RunError> {
+        let _running = self.core.enter()?;
+        let core = &self.core;
+        let deadline = grace.and_then(|grace| core.state.borrow().now().checked_add(grace));
+        let mut cancelled = 0;
+        'tasks: loop {
+            let bodies = core.state.borrow().bodies();
+            if bodies.is_empty() {
+                break;
+            }
+            for body in bodies {
+                if !body.is_live() {
+                    continue; // it ended while another was waited for
+                }
+                core.with(|state| state.cancel(body.slot.get(), Interrupt::cancelled()));
+                while body.is_live() {
+                    let left = deadline.map(|deadline| {
+                        deadline.saturating_duration_since(core.state.borrow().now())
+                    });
+                    if left == Some(Duration::ZERO) || core.is_stuck() {
+                        break 'tasks;
+                    }
+                    if core.turn(left)?.polled == 0
+                        && let Some(deadline) = deadline
+                    {
+                        // A virtual clock does not move while only I/O or a thread is waited for; the grace must end all the same.
+                        core.state.borrow().clock.advance_to(deadline);
+                    }
+                }
+                cancelled += 1;
+            }
+        }
+        let aborted = core.close();
+        Ok(ShutdownReport { cancelled, aborted })
+    }
+}
+
+/// Drops what is left of a main task when `run` returns, by whichever way.
+struct DropMain<'a, T> {
+    handle: Handle<T>,
+    pub(super) core: &'a Core,
+}
+
+impl<T> Drop for DropMain<'_, T> {
+    fn drop(&mut self) {
+        self.core.abort(self.handle.body());
+        // The output, if there is one, must not outlive this call either.
+        drop(self.handle.take());
+    }
+}
+
+impl Drop for Kernel<'_> {
+    /// Drops every task, newest first. [`Kernel::shutdown`] lets them clean up.
+    fn drop(&mut self) {
+        if let Ok(_running) = self.core.enter() {
+            self.core.close();
+        }
+        let serial = self.core.serial;
+        // During thread exit the list may be gone already.
+        let _ = KERNELS.try_with(|kernels| {
+            kernels.borrow_mut().retain(|known| known.serial != serial);
+        });
+    }
+}
+
+impl AsFd for Kernel<'_> {
+    /// Readable when there is something for [`Kernel::turn`] to do, apart from deadlines.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.registry.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Kernel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("id", &self.core.id())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,441 @@
+//! The tables of a kernel, and what happens to them. Nothing here calls user code: what is to be woken or dropped is left in `aftermath`.
+
+use std::collections::HashMap;
+use std::panic::Location;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::clock::Clock;
+use super::inbox::Ticket;
+use super::lots::Lots;
+use super::nodes::{NIL, Node, Nodes, Phase, WaitKind};
+use super::reactor::{Direction, Reactor};
+use super::ready::Ready;
+use super::scopes::Scopes;
+use super::task::{BodyRef, Flags, Tasks};
+use super::waker::Word;
+use super::wheel::Wheel;
+use crate::error::Interrupt;
+use crate::task::{TaskId, TaskInfo, TaskState};
+
+/// The tables. Every method leaves them consistent; none calls user code.
+pub(crate) struct State {
+    pub(crate) tasks: Tasks,
+    pub(super) ready: Ready,
+    pub(crate) nodes: Nodes,
+    pub(crate) lots: Lots,
+    pub(super) wheel: Wheel,
+    pub(super) scopes: Scopes,
+    pub(crate) reactor: Reactor,
+    pub(super) clock: Box<dyn Clock>,
+    pub(super) epoch: Instant,
+    /// The kernel's serial number, as in `Core`.
+    pub(crate) serial: u32,
+    /// Slot of the task that is being polled.
+    pub(crate) current: u32,
+    /// The scope whose block is being polled.
+    pub(super) scope: u32,
+    /// Why tasks were cancelled, by slot.
+    pub(super) reasons: HashMap<u32, Interrupt>,
+    pub(super) names: HashMap<u64, Rc<str>>,
+    /// User code to run once no table is borrowed.
+    pub(super) aftermath: Vec<Aftermath>,
+    pub(super) due: Vec<u32>,
+    pub(super) last_serial: u64,
+    /// How many waits depend on an answer from another thread.
+    pub(super) remote_waits: usize,
+    /// No task starts any more.
+    pub(super) closed: bool,
+    pub(super) nowhere: &'static Location<'static>,
+}
+
+/// Saturating: 584 years are for ever.
+pub(super) const fn nanos(duration: Duration) -> u64 {
+    let seconds = duration.as_secs().saturating_mul(1_000_000_000);
+    seconds.saturating_add(duration.subsec_nanos() as u64)
+}
+
+pub(super) enum Aftermath {
+    Wake(Waker),
+    Drop(Waker),
+    /// Its reason is a user's value.
+    Forget(Interrupt),
+    /// Loggers are user code too: one that shows the current task asks the kernel for it.
+    Log(log::Level, String),
+}
+
+/// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
+pub(super) const DUE: u32 = u32::MAX - 1;
+
+impl State {
+    /// Nanoseconds since the kernel's epoch.
+    pub(crate) fn time(&self) -> u64 {
+        self.ticks(self.clock.now())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    pub(crate) fn ticks(&self, at: Instant) -> u64 {
+        nanos(at.saturating_duration_since(self.epoch))
+    }
+
+    /// The time `duration` from now.
+    pub(crate) fn after(&self, duration: Duration) -> u64 {
+        self.time().saturating_add(nanos(duration))
+    }
+
+    pub(super) fn instant(&self, ticks: u64) -> Instant {
+        self.epoch + Duration::from_nanos(ticks)
+    }
+
+    /// A wait of the current task, in its list of waits and in no queue yet.
+    pub(crate) fn open_wait(
+        &mut self,
+        kind: WaitKind,
+        key: u64,
+        at: &'static Location<'static>,
+    ) -> u32 {
+        let task = self.current;
+        let waits = &mut self.tasks[task].waits;
+        self.nodes
+            .insert_for(task, waits, kind, self.scope, key, at)
+    }
+
+    pub(crate) fn park(&mut self, node: u32, lot: u32) {
+        self.lots.park(&mut self.nodes, lot, node);
+    }
+
+    pub(crate) fn arm_timer(&mut self, node: u32) {
+        self.wheel.arm(&mut self.nodes, node);
+    }
+
+    /// A wait that another thread will answer.
+    pub(crate) fn arm_remote(&mut self, node: u32) -> Ticket {
+        self.last_serial += 1;
+        self.remote_waits += 1;
+        self.nodes[node].key = self.last_serial;
+        Ticket {
+            node,
+            serial: self.last_serial,
+        }
+    }
+
+    /// Completes an armed wait that has left its queue.
+    pub(crate) fn fire(&mut self, node: u32) {
+        self.settle(node, Phase::Fired);
+    }
+
+    /// Notes how an armed wait that has left its queue ended, and calls the waker of its leaf: its own if it was polled with one, else its task's.
+    pub(super) fn settle(&mut self, id: u32, phase: Phase) {
+        let node = &mut self.nodes[id];
+        node.set_phase(phase);
+        let task = node.task;
+        if node.is_foreign() {
+            self.wake_foreign(id);
+        } else if task != NIL {
+            self.make_ready(task);
+        }
+    }
+
+    #[cold]
+    pub(super) fn wake_foreign(&mut self, node: u32) {
+        let waker = self.nodes.take_waker(node);
+        self.aftermath.extend(waker.map(Aftermath::Wake));
+    }
+
+    /// Wakes up to `count` tasks of a lot, the longest waiting first.
+    pub(crate) fn unpark(&mut self, lot: u32, count: usize) -> usize {
+        (0..count)
+            .position(|_| !self.unpark_one(lot))
+            .unwrap_or(count)
+    }
+
+    /// Wakes the task of a lot that waits longest. False if it is empty.
+    #[inline]
+    pub(crate) fn unpark_one(&mut self, lot: u32) -> bool {
+        match self.lots.unpark(&mut self.nodes, lot) {
+            Some(node) => {
+                self.fire(node);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Drops a lot; whoever still waits in it is told so.
+    pub(crate) fn close_lot(&mut self, lot: u32) {
+        while let Some(node) = self.lots.unpark(&mut self.nodes, lot) {
+            self.settle(node, Phase::Closed);
+        }
+        self.lots.close(lot);
+    }
+
+    /// An answer from another thread; a late one finds its wait gone.
+    pub(super) fn complete(&mut self, ticket: Ticket) {
+        let Some(node) = self.nodes.get(ticket.node) else {
+            return;
+        };
+        if node.kind() == WaitKind::Remote
+            && node.key == ticket.serial
+            && node.phase() == Phase::Armed
+        {
+            self.remote_waits -= 1;
+            self.fire(ticket.node);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn make_ready(&mut self, task: u32) {
+        let flags = &mut self.tasks[task].flags;
+        if !flags.has(Flags::QUEUED) {
+            flags.set(Flags::QUEUED);
+            self.ready.push(task);
+        }
+    }
+
+    /// Takes an armed wait out of the queue that would fire it.
+    pub(super) fn detach(&mut self, node: u32) {
+        let key = self.nodes[node].key;
+        match self.nodes[node].kind() {
+            WaitKind::Deadline | WaitKind::Sleep if self.nodes[node].prev == DUE => {}
+            WaitKind::Deadline | WaitKind::Sleep => self.wheel.cancel(&mut self.nodes, node),
+            WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
+            WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
+            WaitKind::Remote => self.remote_waits -= 1,
+            WaitKind::Join => self.disarm_join(node),
+            WaitKind::Foreign => {}
+            kind => {
+                debug_assert!(kind.is_parked());
+                self.lots.remove(&mut self.nodes, key as u32, node);
+            }
+        }
+    }
+
+    /// Ends a wait, wherever it stands.
+    pub(crate) fn release(&mut self, node: u32) {
+        if self.nodes[node].phase() == Phase::Armed {
+            self.detach(node);
+        }
+        self.free(node);
+    }
+
+    /// Ends a wait if it has been fired.
+    pub(crate) fn collect(&mut self, node: u32) -> bool {
+        let has_fired = self.nodes[node].phase() == Phase::Fired;
+        if has_fired {
+            self.free(node);
+        }
+        has_fired
+    }
+
+    /// Frees a node that is in no queue any more.
+    #[inline]
+    pub(super) fn free(&mut self, node: u32) {
+        if let Some(waker) = self.nodes.remove(node, &mut self.tasks) {
+            self.drop_later(waker);
+        }
+    }
+
+    #[cold]
+    pub(super) fn drop_later(&mut self, waker: Waker) {
+        self.aftermath.push(Aftermath::Drop(waker));
+    }
+
+    /// Notes by which task and in which scope a leaf that waits was polled.
+    pub(crate) fn refresh_wait(&mut self, node: u32) {
+        let task = self.nodes[node].task;
+        if task != self.current {
+            // The leaf was moved to another task since it was armed.
+            if task != NIL {
+                let waits = &mut self.tasks[task].waits;
+                self.nodes.unlink_from_task(node, waits);
+            }
+            let waits = &mut self.tasks[self.current].waits;
+            self.nodes.link_to_task(node, self.current, waits);
+        }
+        self.nodes[node].set_scope(self.scope);
+    }
+
+    /// Notes with which waker a leaf that waits was polled, if that is not the task's own.
+    pub(crate) fn set_waker(&mut self, node: u32, foreign: Option<Waker>) {
+        let replaced = match foreign {
+            None => self.nodes.take_waker(node),
+            Some(waker) => self.nodes.set_waker(node, waker),
+        };
+        self.aftermath.extend(replaced.map(Aftermath::Drop));
+        if self.nodes[node].phase() != Phase::Armed {
+            // It was fired while its waker was cloned, which is user code.
+            self.wake_foreign(node);
+        }
+    }
+
+    pub(super) fn fire_timers(&mut self) {
+        if self.wheel.is_empty() {
+            return;
+        }
+        let now = self.time();
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(&mut self.nodes, now, &mut due);
+        for &timer in &due {
+            self.nodes[timer].prev = DUE;
+        }
+        // In deadline order: a timeout that comes before a sleep of its body interrupts it, one that comes after finds it done.
+        for timer in due.drain(..) {
+            match (self.nodes[timer].kind(), self.nodes[timer].phase()) {
+                (WaitKind::Deadline, _) => self.fire_deadline(timer),
+                (_, Phase::Armed) => self.fire(timer),
+                _ => {}
+            }
+        }
+        self.due = due;
+    }
+
+    /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
+    #[must_use]
+    pub(super) fn finish(&mut self, task: u32) -> BodyRef {
+        let slot = &self.tasks[task];
+        let is_bare = slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::CANCELLED);
+        if !is_bare {
+            self.strip(task);
+        }
+        self.fire_joiners(task);
+        let body = self.tasks.retire(task);
+        if !self.names.is_empty() {
+            self.names.remove(&body.id);
+        }
+        body
+    }
+
+    /// Cuts what a task that ends leaves behind.
+    #[cold]
+    pub(super) fn strip(&mut self, task: u32) {
+        while self.tasks[task].waits != NIL {
+            // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
+            let node = self.tasks[task].waits;
+            let waits = &mut self.tasks[task].waits;
+            self.nodes.unlink_from_task(node, waits);
+        }
+        self.orphan_scopes(task);
+        if self.tasks[task].flags.has(Flags::CANCELLED) {
+            let reason = self.reasons.remove(&task);
+            self.forget(reason);
+        }
+    }
+
+    /// Drops an interrupt once no table is borrowed.
+    pub(super) fn forget(&mut self, interrupt: Option<Interrupt>) {
+        self.aftermath.extend(interrupt.map(Aftermath::Forget));
+    }
+
+    /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
+    pub(crate) fn arm_join(&mut self, node: u32, task: u32) {
+        let first = self.tasks[task].joiners;
+        if first == NIL {
+            self.nodes[node].prev = node;
+            self.nodes[node].next = node;
+            self.tasks[task].joiners = node;
+            return;
+        }
+        let last = self.nodes[first].prev;
+        self.nodes[node].prev = last;
+        self.nodes[node].next = first;
+        self.nodes[last].next = node;
+        self.nodes[first].prev = node;
+    }
+
+    pub(super) fn disarm_join(&mut self, node: u32) {
+        let Node {
+            prev, next, key, ..
+        } = self.nodes[node];
+        self.nodes[prev].next = next;
+        self.nodes[next].prev = prev;
+        let first = &mut self.tasks[key as u32].joiners;
+        if *first == node {
+            *first = if next == node { NIL } else { next };
+        }
+    }
+
+    pub(super) fn fire_joiners(&mut self, task: u32) {
+        let first = std::mem::replace(&mut self.tasks[task].joiners, NIL);
+        let mut node = first;
+        while node != NIL {
+            let next = self.nodes[node].next;
+            self.fire(node);
+            node = if next == first { NIL } else { next };
+        }
+    }
+
+    pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+        self.names.insert(task, name);
+    }
+
+    pub(crate) fn name(&self, task: u64) -> Option<Rc<str>> {
+        self.names.get(&task).cloned()
+    }
+
+    pub(crate) fn info(&self, task: u32) -> TaskInfo {
+        let slot = &self.tasks[task];
+        let body = slot.body.as_ref().expect("only live tasks are described");
+        let mut waits = Vec::new();
+        let mut node = slot.waits;
+        while node != NIL {
+            waits.push((self.nodes[node].kind(), self.nodes[node].at));
+            node = self.nodes[node].task_next;
+        }
+        let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            (true, _) => TaskState::Running,
+            (_, true) => TaskState::Ready,
+            _ => TaskState::Waiting,
+        };
+        TaskInfo {
+            id: TaskId(body.id),
+            parent: (body.parent != 0).then_some(TaskId(body.parent)),
+            name: self.name(body.id).map(|name| name.to_string()),
+            state,
+            waits,
+            cycles: body.cycles.get(),
+            cancelled: body.is_cancelled(),
+            spawned_at: body.spawned_at,
+        }
+    }
+
+    /// Every live task, in the order of their ids.
+    pub(crate) fn dump(&self) -> Vec<TaskInfo> {
+        let mut tasks: Vec<_> = self.tasks.iter().map(|(slot, _)| self.info(slot)).collect();
+        tasks.sort_by_key(|task| task.id);
+        tasks
+    }
+
+    /// Whether nothing can ever happen again: no task is ready, no timer armed, no I/O or thread waited for, and no waker is out of our sight.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.ready.is_empty()
+            && self.wheel.is_empty()
+            && self.reactor.waiting() == 0
+            && self.remote_waits == 0
+            && self
+                .tasks
+                .iter()
+                .all(|(_, slot)| !slot.flags.has(Flags::ESCAPED))
+    }
+
+    /// Whether the waker's task still has its slot.
+    pub(super) fn is_current(&self, word: Word) -> bool {
+        self.tasks
+            .get(word.slot())
+            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
+    }
+
+    /// Every live task, the newest first.
+    pub(super) fn bodies(&self) -> Vec<BodyRef> {
+        let mut bodies: Vec<_> = self
+            .tasks
+            .iter()
+            .filter_map(|(_, slot)| slot.body.clone())
+            .collect();
+        bodies.sort_by_key(|body| std::cmp::Reverse(body.id));
+        bodies
+    }
+}

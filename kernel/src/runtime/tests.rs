@@ -1,0 +1,147 @@
+//! Claims about the tables themselves: what ended has left nothing behind.
+
+use std::future::{Future, pending};
+use std::task::Poll;
+
+use futures::future::{join, select};
+
+use super::*;
+use crate::traps::{Lot, future_wait, read_wait, sched_wait};
+use crate::{ignore_after, interruptible, shield, sleep, spawn, timeout_after, yield_now};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn kernel<'env>() -> Kernel<'env> {
+    Builder::new().clock(VirtualClock::new()).build().unwrap()
+}
+
+/// Nodes, timers, scopes, sources, remote waits, lots of joiners, reasons: of all this nothing is left.
+fn assert_clean(kernel: &Kernel<'_>) {
+    let state = kernel.core.state.borrow();
+    let State {
+        nodes,
+        wheel,
+        scopes,
+        reactor,
+        ..
+    } = &*state;
+    assert_eq!((nodes.live(), wheel.len(), scopes.len()), (0, 0, 0));
+    assert!(reactor.is_empty() && reactor.waiting() == 0);
+    assert_eq!(state.remote_waits, 0);
+    assert!(state.reasons.is_empty() && state.names.is_empty());
+    assert!(state.aftermath.is_empty() && state.due.is_empty());
+    assert_eq!((state.current, state.scope), (NIL, ROOT));
+    assert_eq!(state.tasks.live(), 0);
+    assert!(state.ready.is_empty());
+}
+
+/// One of each wait, raced against each other.
+async fn wait_in_every_way(lot: Rc<Lot>) -> bool {
+    let (reader, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let child = spawn(sleep(s(500)));
+    let mut kept = None;
+    let waits = join(
+        join(
+            timeout_after(s(200), join_results(sleep(s(100)), child.wait())),
+            shield(ignore_after(s(3), sleep(Duration::from_millis(5)))),
+        ),
+        join(
+            select(
+                Box::pin(sched_wait(&lot, WaitKind::Lock)),
+                Box::pin(interruptible(pending::<()>())),
+            ),
+            select(
+                Box::pin(future_wait(|completer| kept = Some(completer))),
+                Box::pin(async { read_wait(&reader).await }),
+            ),
+        ),
+    );
+    let _ = waits.await;
+    child.cancel().await.is_ok()
+}
+
+async fn join_results<A, B, E>(
+    a: impl Future<Output = Result<A, E>>,
+    b: impl Future<Output = Result<B, E>>,
+) -> Result<(A, B), E> {
+    let (a, b) = join(a, b).await;
+    Ok((a?, b?))
+}
+
+/// Accepts: sweepea-defect/S11, sweepea-defect/S22, curio-defect/C9
+#[test]
+fn nothing_is_left_of_a_task_that_was_cancelled_aborted_or_closed() {
+    let lot = Rc::new(Lot::new());
+    for steps in 0..4 {
+        for (abort, cancel) in [(true, false), (false, true), (false, false)] {
+            let mut kernel = kernel();
+            let task = kernel.spawn(wait_in_every_way(lot.clone()));
+            task.set_name("victim");
+            for _ in 0..steps {
+                kernel.run(yield_now()).unwrap().unwrap();
+            }
+            // Before it ran, the first wait alone would be told, and the rest would wait for ever.
+            if cancel && steps > 0 {
+                kernel.run(task.cancel()).unwrap().unwrap();
+            }
+            if abort {
+                task.abort();
+                kernel.turn(Some(Duration::ZERO)).unwrap();
+            }
+            let _running = kernel.core.enter().unwrap();
+            kernel.core.close();
+            while kernel.core.run_ready(1, None) > 0 {} // the slots of tasks that ended while queued
+            assert_clean(&kernel);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_waits_that_ended_timed_out_or_lost_a_race() {
+    let mut kernel = kernel();
+    kernel
+        .run(async {
+            for _ in 0..3 {
+                sleep(s(1)).await.unwrap();
+                let _ = timeout_after(s(1), sleep(s(2))).await;
+                let _ = timeout_after(s(2), timeout_after(s(9), sleep(s(5)))).await;
+                ignore_after(s(9), sleep(s(1))).await.unwrap();
+                select(sleep(s(1)), sleep(s(2))).await;
+                shield(sleep(s(1))).await.unwrap();
+                crate::drop_after(s(1), pending::<()>()).await;
+                let mut polled = Box::pin(timeout_after(s(5), shield(sleep(s(5)))));
+                assert!(futures::poll!(&mut polled) == Poll::Pending);
+                let task = spawn(sleep(s(5)));
+                let _ = timeout_after(s(1), task.wait()).await;
+                task.cancel().await.unwrap();
+                spawn(async { panic!("contained") })
+                    .join()
+                    .await
+                    .unwrap_err();
+            }
+        })
+        .unwrap();
+    assert_clean(&kernel);
+}
+
+#[test]
+fn a_slot_that_is_retired_while_queued_is_free_after_its_pop() {
+    let mut kernel = kernel();
+    for _ in 0..100 {
+        let task = kernel.spawn(async {});
+        task.abort();
+        drop(task);
+        kernel.turn(Some(Duration::ZERO)).unwrap();
+        kernel
+            .run(async {
+                let task = spawn(async {});
+                task.abort();
+                yield_now().await.unwrap();
+            })
+            .unwrap();
+    }
+    assert!(kernel.core.state.borrow().tasks.capacity() <= 3);
+    assert_clean(&kernel);
+}

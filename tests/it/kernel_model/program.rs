@@ -1,0 +1,297 @@
+//! Random programs, and the interpreter that runs one on any kernel.
+
+use std::any::Any;
+use std::cell::RefCell;
+
+use futures::future::{Either, LocalBoxFuture, join, select};
+use futures::stream::{FuturesUnordered, StreamExt};
+use futures::{FutureExt, pin_mut};
+use kernel::Interrupt;
+use proptest::prelude::*;
+
+/// An instruction. Times are in microseconds, and small, so that deadlines often coincide; tasks are counted back from the newest.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Sleep(u32),
+    Yield,
+    /// Computes: time passes and nobody else runs.
+    Stall(u32),
+    /// `check_cancellation`.
+    Check,
+    Spawn(Vec<Self>),
+    /// Asks and does not wait.
+    Request(u8),
+    Cancel(u8),
+    Join(u8),
+    Wait(u8),
+    Abort(u8),
+    Timeout(Option<u32>, Vec<Self>),
+    Ignore(Option<u32>, Vec<Self>),
+    Shield(Vec<Self>),
+    /// Swallows what interrupts it.
+    Attempt(Vec<Self>),
+    /// Whatever happens to the first, the second runs: clean-up.
+    Finally(Vec<Self>, Vec<Self>),
+    Locked(u8, Vec<Self>),
+    Put(u8),
+    Get(u8),
+    Await(u8),
+    Set(u8),
+    Clear(u8),
+    /// A foreign future that never ends, made interruptible.
+    Never,
+    Select(Vec<Self>, Vec<Self>),
+    Both(Vec<Self>, Vec<Self>),
+    /// A combinator that wraps wakers.
+    All(Vec<Vec<Self>>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    pub(crate) main: Vec<Op>,
+    /// Polls between two looks at the timers. Fewer than 16: there the kernel looks by the clock too.
+    pub(crate) interval: u32,
+    /// Room in the queues.
+    pub(crate) room: usize,
+}
+
+/// How many locks, queues and events there are.
+pub(crate) const OBJECTS: usize = 2;
+
+fn leaf() -> impl Strategy<Value = Op> {
+    let time = || 0..8_u32;
+    let task = || 0..4_u8;
+    let object = || 0..OBJECTS as u8;
+    prop_oneof![
+        6 => time().prop_map(Op::Sleep),
+        2 => Just(Op::Yield),
+        1 => time().prop_map(Op::Stall),
+        1 => Just(Op::Check),
+        2 => task().prop_map(Op::Request),
+        2 => task().prop_map(Op::Cancel),
+        2 => task().prop_map(Op::Join),
+        1 => task().prop_map(Op::Wait),
+        1 => task().prop_map(Op::Abort),
+        2 => object().prop_map(Op::Put),
+        2 => object().prop_map(Op::Get),
+        2 => object().prop_map(Op::Await),
+        2 => object().prop_map(Op::Set),
+        1 => object().prop_map(Op::Clear),
+        1 => Just(Op::Never),
+    ]
+}
+
+fn block(op: impl Strategy<Value = Op> + Clone) -> impl Strategy<Value = Vec<Op>> + Clone {
+    prop::collection::vec(op, 0..5)
+}
+
+pub(crate) fn programs() -> impl Strategy<Value = Program> {
+    let op = leaf().prop_recursive(5, 60, 5, |op| {
+        let limit = || prop::option::weighted(0.9, 0..8_u32);
+        let body = block(op.clone());
+        let one = op.clone();
+        prop_oneof![
+            4 => one,
+            6 => body.clone().prop_map(Op::Spawn),
+            4 => (limit(), body.clone()).prop_map(|(limit, body)| Op::Timeout(limit, body)),
+            2 => (limit(), body.clone()).prop_map(|(limit, body)| Op::Ignore(limit, body)),
+            2 => body.clone().prop_map(Op::Shield),
+            3 => body.clone().prop_map(Op::Attempt),
+            1 => (body.clone(), body.clone()).prop_map(|(body, last)| Op::Finally(body, last)),
+            2 => (0..OBJECTS as u8, body.clone()).prop_map(|(lock, body)| Op::Locked(lock, body)),
+            1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Select(a, b)),
+            1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Both(a, b)),
+            1 => prop::collection::vec(body, 0..4).prop_map(Op::All),
+        ]
+    });
+    let main = prop::collection::vec(op, 1..8);
+    let interval = prop_oneof![Just(1), Just(3), Just(13)];
+    (main, interval, 1..3_usize).prop_map(|(main, interval, room)| Program {
+        main,
+        interval,
+        room,
+    })
+}
+
+pub(crate) type Run<T = ()> = LocalBoxFuture<'static, Result<T, Interrupt>>;
+
+/// A kernel as programs see it. It is leaked, so that futures need not borrow it.
+pub(crate) trait World: 'static {
+    fn story(&self) -> &RefCell<Vec<String>>;
+    fn now(&self) -> u64;
+    fn stall(&self, time: u32);
+    fn check(&self) -> Result<(), Interrupt>;
+    /// Starts a task and adds it to the list of them.
+    fn spawn(&'static self, body: Run);
+    fn spawned(&self) -> usize;
+    fn request_cancel(&self, task: usize) -> bool;
+    fn abort(&self, task: usize) -> bool;
+    /// Its value as text.
+    fn join(&'static self, task: usize) -> Run<String>;
+    fn wait(&'static self, task: usize) -> Run;
+    fn sleep(&'static self, time: u32) -> Run;
+    fn yield_now(&'static self) -> Run;
+    fn never(&'static self) -> Run;
+    /// Gives a guard.
+    fn acquire(&'static self, lock: usize) -> Run<Box<dyn Any>>;
+    fn put(&'static self, queue: usize, item: usize) -> Run;
+    fn get(&'static self, queue: usize) -> Run<usize>;
+    fn await_event(&'static self, event: usize) -> Run;
+    fn set(&self, event: usize);
+    fn clear(&self, event: usize);
+    fn timeout(&'static self, limit: Option<u32>, body: Run) -> Run;
+    fn ignore(&'static self, limit: Option<u32>, body: Run) -> Run<Option<()>>;
+    fn shield(&'static self, body: Run) -> Run;
+}
+
+fn tell<W: World>(world: &W, me: usize, what: std::fmt::Arguments<'_>) {
+    let line = format!("{} us, task {me}: {what}", world.now());
+    world.story().borrow_mut().push(line);
+}
+
+/// Tells the story of a body's end, also if that is a drop.
+struct End<W: World>(&'static W, usize, Option<Result<(), Interrupt>>);
+
+impl<W: World> Drop for End<W> {
+    fn drop(&mut self) {
+        match &self.2 {
+            Some(outcome) => tell(self.0, self.1, format_args!("ends: {outcome:?}")),
+            None => tell(self.0, self.1, format_args!("is dropped")),
+        }
+    }
+}
+
+/// Starts a program as a task.
+pub(crate) fn start<W: World>(world: &'static W, ops: Vec<Op>) {
+    let me = world.spawned();
+    let body = async move {
+        let mut end = End(world, me, None);
+        let outcome = block_of(world, me, ops).await;
+        end.2 = Some(outcome.clone());
+        outcome
+    };
+    world.spawn(body.boxed_local());
+}
+
+fn block_of<W: World>(world: &'static W, me: usize, ops: Vec<Op>) -> Run {
+    let body = async move {
+        for op in ops {
+            step(world, me, op).await?;
+        }
+        Ok(())
+    };
+    body.boxed_local()
+}
+
+async fn step<W: World>(world: &'static W, me: usize, op: Op) -> Result<(), Interrupt> {
+    let nth = |back: u8| {
+        let all = world.spawned();
+        all - 1 - back as usize % all
+    };
+    let run = |ops| block_of(world, me, ops);
+    macro_rules! told {
+        ($outcome:expr, $($what:tt)*) => {{
+            let outcome = $outcome;
+            tell(world, me, format_args!("{} -> {outcome:?}", format_args!($($what)*)));
+            outcome
+        }};
+    }
+    match op {
+        Op::Sleep(time) => told!(world.sleep(time).await, "sleep {time}"),
+        Op::Yield => told!(world.yield_now().await, "yield"),
+        Op::Stall(time) => {
+            world.stall(time);
+            Ok(())
+        }
+        Op::Check => told!(world.check(), "check"),
+        Op::Spawn(body) => {
+            start(world, body);
+            Ok(())
+        }
+        Op::Request(back) => {
+            let task = nth(back);
+            told!(world.request_cancel(task), "request cancel of {task}");
+            Ok(())
+        }
+        Op::Cancel(back) => {
+            let task = nth(back);
+            world.request_cancel(task);
+            told!(world.wait(task).await, "cancel {task}")
+        }
+        Op::Join(back) => {
+            let task = nth(back);
+            told!(world.join(task).await, "join {task}").map(drop)
+        }
+        Op::Wait(back) => {
+            let task = nth(back);
+            told!(world.wait(task).await, "wait {task}")
+        }
+        Op::Abort(back) => {
+            let task = nth(back);
+            told!(world.abort(task), "abort {task}");
+            Ok(())
+        }
+        Op::Timeout(limit, body) => {
+            told!(world.timeout(limit, run(body)).await, "timeout {limit:?}")
+        }
+        Op::Ignore(limit, body) => {
+            told!(world.ignore(limit, run(body)).await, "ignore {limit:?}").map(drop)
+        }
+        Op::Shield(body) => told!(world.shield(run(body)).await, "shield"),
+        Op::Attempt(body) => {
+            let _ = told!(run(body).await, "attempt");
+            Ok(())
+        }
+        Op::Finally(body, last) => {
+            let outcome = told!(run(body).await, "finally");
+            run(last).await?;
+            outcome
+        }
+        Op::Locked(lock, body) => {
+            let guard = world.acquire(lock.into()).await;
+            told!(guard.as_ref().map(drop), "acquire {lock}").map_err(Clone::clone)?;
+            run(body).await
+        }
+        Op::Put(queue) => {
+            let item = world.story().borrow().len();
+            told!(
+                world.put(queue.into(), item).await,
+                "put {item} into {queue}"
+            )
+        }
+        Op::Get(queue) => told!(world.get(queue.into()).await, "get from {queue}").map(drop),
+        Op::Await(event) => told!(world.await_event(event.into()).await, "await {event}"),
+        Op::Set(event) => {
+            world.set(event.into());
+            Ok(())
+        }
+        Op::Clear(event) => {
+            world.clear(event.into());
+            Ok(())
+        }
+        Op::Never => told!(world.never().await, "never"),
+        Op::Select(a, b) => {
+            let (first, outcome) = match select(run(a), run(b)).await {
+                Either::Left((outcome, _)) => ("first", outcome),
+                Either::Right((outcome, _)) => ("second", outcome),
+            };
+            told!(outcome, "select, {first}")
+        }
+        Op::Both(a, b) => {
+            let (a, b) = told!(join(run(a), run(b)).await, "both");
+            a.and(b)
+        }
+        Op::All(bodies) => {
+            let all: FuturesUnordered<_> = bodies
+                .into_iter()
+                .enumerate()
+                .map(|(n, body)| run(body).map(move |outcome| (n, outcome)))
+                .collect();
+            pin_mut!(all);
+            while let Some((n, outcome)) = all.next().await {
+                told!(outcome, "of all, {n}")?;
+            }
+            Ok(())
+        }
+    }
+}
