@@ -9,6 +9,12 @@ pub trait Clock {
     /// The time, never less than it was before.
     fn now(&self) -> Instant;
 
+    /// Whether [`advance_to`](Clock::advance_to) may move the time. Only then is it called, and only then is I/O looked at once
+    /// more before it.
+    fn is_virtual(&self) -> bool {
+        false
+    }
+
     /// Called when every task waits and `deadline` is the next thing due. A clock that can jump there does so and returns
     /// true; the default waits for real time to pass.
     fn advance_to(&self, deadline: Instant) -> bool {
@@ -69,6 +75,10 @@ impl Default for VirtualClock {
 impl Clock for VirtualClock {
     fn now(&self) -> Instant {
         self.start + self.elapsed.get()
+    }
+
+    fn is_virtual(&self) -> bool {
+        true
     }
 
     fn advance_to(&self, deadline: Instant) -> bool {

@@ -28,7 +28,7 @@ impl Builder {
         }
     }
 
-    /// Takes the time from `clock`, for instance a [`VirtualClock`].
+    /// Takes the time from `clock`, for instance a [`VirtualClock`](crate::VirtualClock).
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Box::new(clock);
         self

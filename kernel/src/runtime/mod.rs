@@ -476,7 +476,10 @@ impl Core {
             };
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
-                let for_thread = slept && state.remote_waits > 0 && !state.wheel.is_empty();
+                let for_thread = slept
+                    && state.clock.is_virtual()
+                    && state.remote_waits > 0
+                    && !state.wheel.is_empty();
                 let started = for_thread.then(Instant::now);
                 let polled = state.poll_io(wait);
                 if let Some(started) = started {
@@ -516,7 +519,7 @@ impl Core {
         }
         let until = Duration::from_nanos(deadline - now);
         let until = max_wait.map_or(until, |max| max.min(until));
-        if state.remote_waits == 0 {
+        if state.remote_waits == 0 && state.clock.is_virtual() {
             let io_first = !state.reactor.is_empty()
                 && state
                     .poll_io(Some(Duration::ZERO))
