@@ -58,6 +58,7 @@
 #[cfg(feature = "channel")]
 pub mod channel;
 pub mod fs;
+pub mod local;
 pub mod net;
 pub mod process;
 pub mod signal;
@@ -79,6 +80,7 @@ pub use cancel::{
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
+pub use local::TaskLocal;
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };

@@ -21,6 +21,7 @@ mod faults;
 mod kernel_core;
 mod kernel_interop;
 mod kernel_io;
+mod kernel_local;
 mod kernel_model;
 mod kernel_sync;
 mod kernel_universal;

@@ -190,6 +190,7 @@ impl Core {
                 scope: ROOT,
                 reasons: HashMap::new(),
                 names: HashMap::new(),
+                locals: HashMap::new(),
                 aftermath: Vec::new(),
                 due: Vec::new(),
                 last_serial: 0,
@@ -253,6 +254,7 @@ impl Core {
                 Aftermath::Wake(waker) => waker.wake(),
                 Aftermath::Drop(waker) => drop(waker),
                 Aftermath::Forget(interrupt) => drop(interrupt),
+                Aftermath::Discard(locals) => locals.discard(),
                 Aftermath::Log(level, text) => log::log!(level, "{text}"),
             }
         }
@@ -369,6 +371,9 @@ impl Core {
             state.ready.reserve(slots);
         }
         state.ready.push(slot);
+        if !state.locals.is_empty() {
+            state.inherit_locals(slot);
+        }
         handle
     }
 
