@@ -25,5 +25,6 @@ mod kernel_local;
 mod kernel_model;
 mod kernel_sync;
 mod kernel_universal;
+mod kernel_user;
 mod replies;
 mod seed;
