@@ -864,8 +864,49 @@ impl Source {
             source: self,
             direction,
             op,
-            wait: Wait::IDLE,
-            at: Location::caller(),
+            place: IoPlace::new(),
+        }
+    }
+
+    /// As [`ready_op`](Self::ready_op), for a method that polls, such as those of `AsyncRead`: what waits from one call to the next is `place`.
+    ///
+    /// Cancellation point: only if it has to wait. Whoever drops such a call half-way leaves the wait behind in `place`: until the next call, or until `place` is
+    /// dropped, the source wakes the task for nothing, and an interrupt that comes meanwhile is the answer of the next call as well.
+    ///
+    /// # Errors
+    /// As [`ready_op`](Self::ready_op).
+    #[inline]
+    pub fn poll_op<R>(
+        &self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &mut Context<'_>,
+        mut op: impl FnMut() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let IoPlace { wait, at } = place;
+        if !wait.is_armed() {
+            ready!(poll_proceed(cx));
+        }
+        loop {
+            if wait.is_armed() || running(|core| !self.may_be_ready(core, direction)) {
+                let Some((_, id)) = self.at.get() else {
+                    *wait = Wait::IDLE;
+                    return Poll::Ready(Err(closed()));
+                };
+                if !wait.is_armed() {
+                    running(|core| core.with(|state| state.check_free(id, direction)))?;
+                }
+                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
+                    return Poll::Ready(Err(closed()));
+                }
+            }
+            match op() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    running(|core| self.exhausted(core, direction))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 
@@ -923,20 +964,45 @@ impl Drop for Source {
     }
 }
 
+/// Where [`Source::poll_op`] waits from one call to the next; one for each direction.
+#[derive(Debug)]
+pub struct IoPlace {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl IoPlace {
+    /// Nothing waits here yet. The task dump says that the task waits at the caller.
+    #[track_caller]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+}
+
+impl Default for IoPlace {
+    #[track_caller]
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A system call that waits until it can be made; made by [`Source::ready_op`].
 #[must_use = "a trap does nothing until it is awaited"]
 pub struct ReadyOp<'a, F> {
     source: &'a Source,
     direction: Direction,
     op: F,
-    wait: Wait,
-    at: &'static Location<'static>,
+    place: IoPlace,
 }
 
 impl<F> ReadyOp<'_, F> {
     /// Where the task dump says that the task waits: at the caller of a primitive that makes several calls, not inside it.
     pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
-        self.at = at;
+        self.place.at = at;
         self
     }
 }
@@ -956,37 +1022,13 @@ impl<R, F: FnMut() -> io::Result<R>> Future for ReadyOp<'_, F> {
     type Output = io::Result<R>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
         let Self {
             source,
             direction,
             op,
-            wait,
-            at,
-        } = this;
-        if !wait.is_armed() {
-            ready!(poll_proceed(cx));
-        }
-        loop {
-            if wait.is_armed() || running(|core| !source.may_be_ready(core, *direction)) {
-                let Some((_, id)) = source.at.get() else {
-                    return Poll::Ready(Err(closed()));
-                };
-                if !wait.is_armed() {
-                    running(|core| core.with(|state| state.check_free(id, *direction)))?;
-                }
-                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, *direction, at)))? {
-                    return Poll::Ready(Err(closed()));
-                }
-            }
-            match op() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running(|core| source.exhausted(core, *direction))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return Poll::Ready(outcome),
-            }
-        }
+            place,
+        } = self.get_mut();
+        source.poll_op(*direction, place, cx, op)
     }
 }
 

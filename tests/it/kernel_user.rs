@@ -238,6 +238,7 @@ fn a_task_that_does_not_own_an_rlock_cannot_release_it() {
         assert!(lock.is_locked());
         drop(inner);
         assert!(lock.is_locked());
+        drop(lock.acquire().await.unwrap()); // its owner's still
         let other = spawn({
             let lock = lock.clone();
             async move { lock.acquire().await.map(drop) }

@@ -33,7 +33,13 @@
 //! ```
 
 mod address;
+#[cfg(feature = "futures-io")]
+mod futures_io;
+#[cfg(feature = "hyper")]
+pub mod hyper;
 mod io;
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+mod polled;
 mod stream;
 mod tcp;
 mod udp;
@@ -41,6 +47,8 @@ mod unix;
 
 pub use address::Address;
 pub use io::{Incomplete, Io};
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+pub use polled::Polled;
 pub use stream::{Read, Stream, Write};
 pub use tcp::{TcpListener, TcpStream};
 pub use udp::UdpSocket;
