@@ -84,7 +84,7 @@ pub use runtime::{
 };
 pub use task::{
     Join, Task, TaskId, TaskInfo, TaskRef, TaskState, current_task, spawn, try_current_task,
-    yield_now,
+    wait_until_idle, yield_now,
 };
 pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{
