@@ -55,7 +55,7 @@ pub const fn yield_now() -> Yield {
 /// use std::{cell::Cell, rc::Rc};
 ///
 /// # kernel::run(async {
-/// let (jobs, done) = (Rc::new(Queue::unbounded()), Rc::new(Cell::new(0)));
+/// let (jobs, done) = (Rc::new(Queue::new(None)), Rc::new(Cell::new(0)));
 /// let (todo, count) = (jobs.clone(), done.clone());
 /// kernel::spawn(async move {
 ///     while let Ok(job) = todo.get().await {
