@@ -65,14 +65,17 @@ pub mod sync;
 pub mod thread;
 pub mod traps;
 
+mod activation;
 mod cancel;
 mod error;
 mod group;
 mod runtime;
 mod task;
 mod time;
+mod watchdog;
 mod workers;
 
+pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
@@ -91,6 +94,7 @@ pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
+pub use watchdog::Stuck;
 pub use workers::{ThreadPool, run_in_thread};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
