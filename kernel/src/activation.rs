@@ -1,6 +1,6 @@
 //! Observers: what a kernel tells while it runs (Curio's activations).
 //!
-//! The ready-made ones are in `debug`.
+//! The ready-made ones are in [`debug`](crate::debug).
 
 use std::any::Any;
 use std::fmt;

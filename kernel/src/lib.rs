@@ -57,7 +57,9 @@
 
 #[cfg(feature = "channel")]
 pub mod channel;
+pub mod debug;
 pub mod fs;
+pub mod monitor;
 pub mod net;
 pub mod process;
 pub mod signal;
@@ -86,8 +88,8 @@ pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
 pub use task::{
-    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, current_task, spawn, try_current_task,
-    yield_now,
+    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, TaskTree, current_task, spawn, tasks,
+    try_current_task, yield_now,
 };
 pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{

@@ -73,7 +73,6 @@ pub(super) struct Report {
 
 /// A task as the board shows it.
 #[derive(Clone, Debug)]
-#[allow(dead_code, reason = "the monitor that shows them all comes next")]
 pub(crate) struct Posted {
     pub(crate) id: u64,
     pub(crate) slot: u32,
@@ -209,16 +208,31 @@ impl Board {
         posted.filter(|_| self.running() == Some(step))
     }
 
-    /// Every task, by id.
-    #[allow(dead_code, reason = "as above")]
-    pub(crate) fn tasks(&self) -> Vec<Posted> {
-        let entries = self.chunks.iter().map_while(OnceLock::get);
-        let slots: usize = entries.map(|chunk| chunk.len()).sum();
-        let mut tasks: Vec<_> = (0..slots as u32)
-            .filter_map(|slot| self.read(slot))
-            .collect();
-        tasks.sort_by_key(|task| task.id);
-        tasks
+    /// The task with this id.
+    pub(crate) fn find(&self, id: u64) -> Option<Posted> {
+        self.slots().find_map(|(slot, entry)| {
+            let is_it = entry.id.load(Ordering::Relaxed) == id;
+            let posted = if is_it { self.read(slot) } else { None };
+            posted.filter(|posted| posted.id == id)
+        })
+    }
+
+    /// Up to `most` tasks by id, from `from` on, and how many more there are.
+    pub(crate) fn list(&self, from: u64, most: usize) -> (Vec<Posted>, usize) {
+        let ids = self
+            .slots()
+            .map(|(slot, entry)| (entry.id.load(Ordering::Relaxed), slot));
+        let mut ids: Vec<_> = ids.filter(|&(id, _)| id != 0 && id >= from).collect();
+        ids.sort_unstable();
+        let left = ids.len().saturating_sub(most);
+        ids.truncate(most);
+        let tasks = ids.into_iter().filter_map(|(_, slot)| self.read(slot));
+        (tasks.collect(), left)
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        let chunks = self.chunks.iter().map_while(OnceLock::get);
+        (0..).zip(chunks.flatten())
     }
 
     fn read(&self, slot: u32) -> Option<Posted> {

@@ -14,6 +14,7 @@ use super::watch::Observer;
 use super::{Clock, Core, Handle, KERNELS, LOOK_INTERVAL, Remote, SystemClock, with_current};
 use crate::activation::{Activation, OnPanic};
 use crate::error::{Interrupt, RunError};
+use crate::monitor::{Monitor, MonitorAddress};
 use crate::task::TaskInfo;
 use crate::watchdog::{Stuck, Watchdog, WatchdogThread};
 
@@ -25,6 +26,7 @@ pub struct Builder {
     pub(super) observers: Vec<Observer>,
     pub(super) on_panic: OnPanic,
     watchdog: Option<Watchdog>,
+    monitor: Option<MonitorAddress>,
 }
 
 impl Builder {
@@ -36,6 +38,7 @@ impl Builder {
             observers: Vec::new(),
             on_panic: OnPanic::Contain,
             watchdog: None,
+            monitor: None,
         }
     }
 
@@ -116,28 +119,64 @@ impl Builder {
         self
     }
 
-    /// What other threads will read, if any will.
-    pub(super) fn board(&self) -> Option<Arc<Board>> {
-        let is_read = self.watchdog.is_some();
-        is_read.then(|| Arc::new(Board::new(false)))
+    /// Has a [monitor](crate::monitor) listen there, in a thread of its own, until the kernel is dropped. [`Kernel::monitor`] tells the address.
+    /// The loop pays a few dozen plain stores a step, and no system call.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::TcpStream;
+    /// use kernel::monitor::MonitorAddress;
+    ///
+    /// let mut kernel = kernel::Builder::new()
+    ///     .monitor(MonitorAddress::loopback(0))
+    ///     .build()?;
+    /// let Some(MonitorAddress::Tcp(address)) = kernel.monitor().cloned() else { unreachable!() };
+    /// let answer = kernel.run(async move {
+    ///     kernel::current_task().set_name("stubborn");
+    ///     let mut client = TcpStream::connect(address)?; // blocks the whole kernel
+    ///     client.write_all(b"ps\nexit\n")?;
+    ///     let mut answer = String::new();
+    ///     client.read_to_string(&mut answer)?;
+    ///     std::io::Result::Ok(answer)
+    /// })??;
+    /// assert!(answer.contains("RUNNING") && answer.contains("stubborn"), "{answer}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn monitor(mut self, at: MonitorAddress) -> Self {
+        self.monitor = Some(at);
+        self
     }
 
     /// Makes the kernel.
     ///
     /// # Errors
-    /// If the poller cannot be made, 4096 kernels already exist in this process, or a thread that was asked for cannot be started.
+    /// If the poller cannot be made, 4096 kernels already exist in this process, a thread that was asked for cannot be started, or the
+    /// monitor cannot listen where it should.
     pub fn build<'env>(mut self) -> io::Result<Kernel<'env>> {
-        let board = self.board();
-        let watchdog = self.watchdog.take();
+        let (watchdog, monitor) = (self.watchdog.take(), self.monitor.take());
+        let is_read = watchdog.is_some() || monitor.is_some();
+        let board = is_read.then(|| Arc::new(Board::new(monitor.is_some())));
         let core = Core::new(self, board.clone())?;
-        Ok(Kernel {
+        let mut kernel = Kernel {
             core,
             env: PhantomData,
-            _watchdog: match watchdog.zip(board) {
-                Some((watchdog, board)) => Some(watchdog.start(board)?),
-                None => None,
-            },
-        })
+            watchdog: None,
+            monitor: None,
+        };
+        if let Some(board) = board {
+            let core = &kernel.core;
+            if let Some(watchdog) = watchdog {
+                kernel.watchdog = Some(watchdog.start(Arc::clone(&board))?);
+            }
+            if let Some(address) = monitor {
+                let state = core.state.borrow();
+                let epoch = (!state.clock.is_virtual()).then_some(state.epoch);
+                let monitor = Monitor::start(&address, board, core.sender(), epoch)?;
+                drop(state);
+                kernel.monitor = Some(monitor);
+            }
+        }
+        Ok(kernel)
     }
 }
 
@@ -226,7 +265,9 @@ pub struct Kernel<'env> {
     pub(super) core: Rc<Core>,
     /// Invariant, and with the `Drop` below: borrowed data must outlive the kernel strictly.
     env: PhantomData<Cell<&'env ()>>,
-    _watchdog: Option<WatchdogThread>,
+    /// After the core, so that these see the end of all tasks.
+    watchdog: Option<WatchdogThread>,
+    monitor: Option<Monitor>,
 }
 
 /// What a [`Kernel::turn`] did and what is left to do.
@@ -328,6 +369,12 @@ impl<'env> Kernel<'env> {
     #[must_use]
     pub fn remote(&self) -> Remote {
         self.core.remote()
+    }
+
+    /// Where its monitor listens, if it was [built](Builder::monitor) with one.
+    #[must_use]
+    pub fn monitor(&self) -> Option<&MonitorAddress> {
+        self.monitor.as_ref().map(Monitor::address)
     }
 
     /// Every live task, in the order they were spawned.

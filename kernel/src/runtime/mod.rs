@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-pub(crate) use board::{Board, Step};
+pub(crate) use board::{Board, Posted, Step};
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub(crate) use inbox::InboxSender;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
@@ -66,6 +66,7 @@ use ready::Ready;
 use scopes::Scopes;
 use task::{Pool, Tasks};
 use watch::Watch;
+pub(crate) use watch::cancel_task;
 use wheel::Wheel;
 
 /// Polls between two looks at the outside world. A prime, as in tokio, so that it does not beat with the program's own rhythm.

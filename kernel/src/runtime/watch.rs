@@ -14,9 +14,9 @@ use std::time::Duration;
 use super::board::{Board, Report};
 use super::nodes::{NIL, Phase, WaitKind};
 use super::task::drop_quietly;
-use super::{BodyRef, Core, Flags, State};
+use super::{BodyRef, Core, Flags, State, with_current};
 use crate::activation::{Activation, KernelView, OnPanic, StepEnd, TaskView};
-use crate::error::panic_text;
+use crate::error::{Interrupt, panic_text};
 
 /// Who watches a kernel.
 pub(crate) struct Watch {
@@ -268,6 +268,17 @@ impl Core {
         self.away.set(true); // perhaps it rang, and must be silenced
         Some(Duration::ZERO)
     }
+}
+
+/// Cancels a task of the running kernel by the place and the number that the board shows. `None` if it has ended, else whether it was the first time.
+pub(crate) fn cancel_task(slot: u32, id: u64) -> Option<bool> {
+    with_current(|core| {
+        core?.with(|state| {
+            let body = state.tasks.get(slot)?.body.as_ref()?;
+            let is_it = body.id == id && body.is_live();
+            is_it.then(|| state.cancel(slot, Interrupt::cancelled()))
+        })
+    })
 }
 
 impl State {
