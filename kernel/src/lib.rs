@@ -89,7 +89,7 @@ pub use runtime::{
 };
 pub use task::{
     Join, Task, TaskId, TaskInfo, TaskRef, TaskState, TaskTree, current_task, spawn, tasks,
-    try_current_task, yield_now,
+    try_current_task, wait_until_idle, yield_now,
 };
 pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::error::{Interrupt, JoinError, Reason};
 use crate::runtime::{BodyRef, Handle, WaitKind};
-use crate::traps::{self, JoinPlace, JoinWait, Yield, call};
+use crate::traps::{self, IdleWait, JoinPlace, JoinWait, Yield, call, idle_wait};
 
 /// Starts a task. It runs when its turn in the ready queue comes; the caller goes on.
 ///
@@ -38,6 +38,41 @@ pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
 /// A pending [`Interrupt`].
 pub const fn yield_now() -> Yield {
     Yield(false)
+}
+
+/// Lets all other tasks go on until none of them can: each waits for a time, a descriptor, an answer (Trio's
+/// `wait_all_tasks_blocked`). The end of "let it run as far as it can" in a test, with no guess at a number of turns; and a place for work
+/// that should only be done when there is none. Does not wait for a time to come: the clock of a test stands still meanwhile.
+///
+/// Tasks that never stop running keep it waiting for ever. Several that wait for it go on together.
+///
+/// Cancellation point: yes. If dropped, the wait is abandoned.
+///
+/// # Errors
+/// An [`Interrupt`].
+///
+/// ```
+/// use kernel::sync::Queue;
+/// use std::{cell::Cell, rc::Rc};
+///
+/// # kernel::run(async {
+/// let (jobs, done) = (Rc::new(Queue::new(None)), Rc::new(Cell::new(0)));
+/// let (todo, count) = (jobs.clone(), done.clone());
+/// kernel::spawn(async move {
+///     while let Ok(job) = todo.get().await {
+///         count.set(count.get() + job);
+///     }
+/// });
+/// for job in [1, 2, 3] {
+///     jobs.put(job).await.unwrap();
+/// }
+/// kernel::wait_until_idle().await.unwrap();
+/// assert_eq!(done.get(), 6);
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub const fn wait_until_idle() -> IdleWait {
+    idle_wait()
 }
 
 /// The running task.

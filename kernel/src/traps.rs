@@ -22,6 +22,8 @@
 //! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | [`current_task`](crate::current_task) |
 //! | `_set_timeout`, `_unset_timeout` | [`set_timeout`], [`Timeout::unset`] | immediate | [`Timeout`] | [`timeout_after`](crate::timeout_after) |
 //! | `_clock` | [`clock`] | immediate | `Instant` | [`now`](crate::now) |
+//! | – | [`join_wait`] | blocking | the task has ended | [`Task::join`] |
+//! | – | [`idle_wait`] | blocking | no other task can run | [`wait_until_idle`](crate::wait_until_idle) |
 //!
 //! A blocking trap is a *leaf future*: it registers one node in the kernel's table when it is first polled and takes it out when
 //! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones are futures too, ready at
@@ -629,6 +631,41 @@ impl JoinPlace {
             let task = body.slot.get();
             let node = state.open_wait(WaitKind::Join, u64::from(task), at);
             state.arm_join(node, task);
+            node
+        });
+        fired.map_ok(|_| ())
+    }
+}
+
+/// Waits until no other task can run: each waits for a time, a descriptor, another task, an answer from elsewhere (Trio's
+/// `wait_all_tasks_blocked`; Curio has no such trap). What is readable, due or answered by then goes first. Several that wait for it go on
+/// together.
+///
+/// Cancellation point: yes. If dropped, the wait is abandoned.
+#[track_caller]
+pub const fn idle_wait() -> IdleWait {
+    IdleWait {
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits until no other task can run; made by [`idle_wait`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct IdleWait {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl Future for IdleWait {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let fired = this.wait.poll(cx, |state| {
+            let node = state.open_wait(WaitKind::Idle, 0, this.at);
+            state.park_idle(node);
             node
         });
         fired.map_ok(|_| ())

@@ -181,13 +181,15 @@ impl Core {
             .ok_or_else(|| io::Error::other("this process already runs 4096 kernels"))?;
         let epoch = builder.clock.now();
         let watch = Watch::new(builder.observers, builder.on_panic, board.clone());
+        let mut lots = Lots::new();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed) + 1;
         let core = Rc::new(Self {
             state: RefCell::new(State {
                 tasks: Tasks::new(),
                 ready: Ready::new(),
                 nodes: Nodes::new(),
-                lots: Lots::new(),
+                idle: lots.open(),
+                lots,
                 wheel: Wheel::new(),
                 scopes: Scopes::new(),
                 reactor,
@@ -537,12 +539,14 @@ impl Core {
         if self.inbox.has_mail() {
             self.read_mail();
         }
+        self.with(State::fire_idle);
         outcome
     }
 
     /// How long to sleep in the poller. A virtual clock is moved here instead.
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
-        if !state.ready.is_empty() || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+        let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
+        if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
         let Some(deadline) = state.wheel.next_deadline(&state.nodes) else {
@@ -633,8 +637,9 @@ impl Core {
             }
         }
         // From here until the next turn other threads wake us through the descriptor.
-        let ready = !self.inbox.prepare_to_sleep() || !self.state.borrow().ready.is_empty();
+        let rings = self.inbox.prepare_to_sleep();
         let state = self.state.borrow();
+        let ready = !rings || !state.ready.is_empty() || state.has_idle_waits();
         Ok(Turn {
             polled: polled as usize,
             ready,

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
     pub(crate) lots: Lots,
+    /// The lot of those who wait until no other task can run.
+    pub(super) idle: u32,
     pub(super) wheel: Wheel,
     pub(super) scopes: Scopes,
     pub(crate) reactor: Reactor,
@@ -166,6 +168,23 @@ impl State {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Waits until no other task can run.
+    pub(crate) fn park_idle(&mut self, node: u32) {
+        self.nodes[node].key = u64::from(self.idle);
+        self.park(node, self.idle);
+    }
+
+    pub(super) fn has_idle_waits(&self) -> bool {
+        self.lots.len(self.idle) > 0
+    }
+
+    /// Wakes those who wait until no other task can run, if none can.
+    pub(super) fn fire_idle(&mut self) {
+        if self.ready.is_empty() {
+            self.unpark(self.idle, usize::MAX);
         }
     }
 
@@ -423,6 +442,7 @@ impl State {
             && self.wheel.is_empty()
             && self.reactor.waiting() == 0
             && self.remote_waits == 0
+            && !self.has_idle_waits()
             && self
                 .tasks
                 .iter()
