@@ -46,7 +46,7 @@ use crate::error::Interrupt;
 #[cfg(doc)]
 use crate::error::ResourceBusy;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
-use crate::task::{Task, TaskId, TaskRef};
+use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
 
@@ -244,6 +244,11 @@ pub(crate) mod call {
                 slot.body.clone().map(TaskRef::new)
             })
         })
+    }
+
+    #[track_caller]
+    pub(crate) fn tasks() -> Vec<TaskInfo> {
+        running(|core| core.with(|state| state.dump()))
     }
 
     pub(crate) fn cancel(body: &BodyRef, interrupt: Interrupt) -> bool {
@@ -504,6 +509,12 @@ pub struct SchedWait<'a> {
 }
 
 impl SchedWait<'_> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that awaits this in its turn, not inside it.
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
+
     /// Whether it has been woken and not polled since. A primitive that gives something away with a wake (a lock, a permit) asks
     /// this when the waiting future is dropped, and passes it on.
     #[must_use]
@@ -568,6 +579,14 @@ pub fn join_wait(task: &TaskRef) -> JoinWait {
 pub struct JoinWait {
     body: BodyRef,
     wait: JoinPlace,
+}
+
+impl JoinWait {
+    /// As [`SchedWait::called_at`].
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.wait.at = at;
+        self
+    }
 }
 
 impl std::fmt::Debug for JoinWait {
@@ -673,6 +692,14 @@ pub struct FutureWait<F> {
     start: Option<F>,
     wait: Wait,
     at: &'static Location<'static>,
+}
+
+impl<F> FutureWait<F> {
+    /// As [`SchedWait::called_at`].
+    pub fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
 }
 
 impl<F> Unpin for FutureWait<F> {}

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
 use super::lots::Lots;
@@ -41,6 +43,8 @@ pub(crate) struct State {
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
+    /// Shows the names to other threads.
+    pub(super) board: Option<Arc<Board>>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
     pub(super) due: Vec<u32>,
@@ -388,6 +392,9 @@ impl State {
     }
 
     pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+        if let Some(board) = &self.board {
+            board.set_name(task, &name);
+        }
         self.names.insert(task, name);
     }
 
@@ -405,6 +412,7 @@ impl State {
             node = self.nodes[node].task_next;
         }
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,
             (_, true) => TaskState::Ready,
             _ => TaskState::Waiting,
