@@ -59,6 +59,7 @@
 pub mod channel;
 pub mod debug;
 pub mod fs;
+pub mod local;
 pub mod monitor;
 pub mod net;
 pub mod process;
@@ -84,6 +85,7 @@ pub use cancel::{
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
+pub use local::TaskLocal;
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
