@@ -91,7 +91,10 @@ pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
-pub use workers::{ThreadPool, run_in_thread};
+pub use workers::{
+    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread,
+};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///

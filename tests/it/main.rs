@@ -22,6 +22,7 @@ mod kernel_core;
 mod kernel_interop;
 mod kernel_io;
 mod kernel_model;
+mod kernel_process;
 mod kernel_sync;
 mod kernel_universal;
 mod replies;
