@@ -99,7 +99,10 @@ pub use time::{
     timeout_at,
 };
 pub use watchdog::Stuck;
-pub use workers::{ThreadPool, run_in_thread};
+pub use workers::{
+    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread,
+};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///
