@@ -14,5 +14,7 @@ pub mod topology;
 pub mod unsettled;
 
 mod channel;
+mod outbox;
+mod receive;
 #[cfg(test)]
 mod tests;
