@@ -26,6 +26,7 @@ use kernel::{Interrupt, sleep_until};
 use super::shared::Shared;
 use crate::proto::connection::Connection as Core;
 use crate::proto::event::Down;
+use crate::proto::outbox::Sending;
 
 /// Read at once before anything else has its turn.
 const FAIR_READ: usize = 256 << 10;
@@ -70,33 +71,22 @@ impl Input {
     }
 }
 
-/// Bytes on their way into the socket; the protocol appends to a buffer of its own meanwhile.
+/// Bytes on their way into the socket.
 #[derive(Default)]
 struct Outgoing {
-    bytes: Vec<u8>,
-    sent: usize,
+    sending: Sending,
     /// Since when the socket has taken nothing.
     stalled_since: Option<Instant>,
 }
 
 impl Outgoing {
-    /// Room that is kept when all has been sent.
-    const KEEP: usize = 1 << 20;
-
     fn rest(&self) -> &[u8] {
-        &self.bytes[self.sent..]
+        self.sending.rest()
     }
 
     /// Takes what there is to be sent, if the last is gone.
     fn fill(&mut self, shared: &Shared) {
-        if self.rest().is_empty() {
-            self.bytes.clear();
-            self.bytes.shrink_to(Self::KEEP);
-            self.sent = 0;
-            let mut core = shared.core.borrow_mut();
-            core.flush_acks();
-            core.take_output(&mut self.bytes);
-        }
+        self.sending.fill(&mut shared.core.borrow_mut());
         shared.unsent.set(self.rest().len());
     }
 
@@ -117,7 +107,7 @@ impl Outgoing {
     }
 
     fn wrote(&mut self, n: usize, shared: &Shared, now: Instant) {
-        self.sent += n;
+        self.sending.advance(n);
         self.stalled_since = None;
         shared.unsent.set(self.rest().len());
         shared.core.borrow_mut().wrote(now);
@@ -276,7 +266,7 @@ where
         if wrote == 0 {
             return;
         }
-        outgoing.sent += wrote;
+        outgoing.sending.advance(wrote);
     }
 }
 

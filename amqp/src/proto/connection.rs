@@ -1,15 +1,15 @@
 //! The client's side of a connection, without a socket.
 //!
-//! Bytes go in by [`Connection::feed`] and come out of [`Connection::output`]; what happened goes to the `sink` that the
-//! caller passes. Time is an argument. The caller sends what is in the output, reports how much of it went
-//! ([`Connection::written`]), calls [`Connection::flush_acks`] before it writes, and [`Connection::tick`] at
-//! [`Connection::deadline`].
+//! Bytes go in by [`Connection::feed`] and come out of [`Connection::take_output`]; what happened goes to the `sink` that the
+//! caller passes. Time is an argument. The caller calls [`Connection::flush_acks`] before it takes the output, sends that, says so
+//! ([`Connection::wrote`]), and calls [`Connection::tick`] at [`Connection::deadline`].
 //!
 //! What holds always:
 //!
 //! - Every request and every publishing in confirm mode that was accepted gets exactly one terminal event. When the
 //!   connection ends, that event is sent before [`Event::Down`], in the same call.
-//! - A message is appended to the output as a whole, so no two are ever interleaved on a channel.
+//! - The frames of a message follow each other on its channel, so no two are ever interleaved there; large ones on different channels
+//!   take turns (see [`outbox`](super::outbox)).
 //! - Where `feed` stops, the output ends at a frame boundary: a heartbeat can be appended at any time.
 //! - The events do not depend on how the incoming bytes were cut.
 //!
@@ -18,6 +18,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
@@ -25,7 +26,7 @@ use super::confirms::{Confirms, fingerprint};
 use super::event::{ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Refused, ReqId};
 use super::handshake::{self, ClientConfig, HandshakeError, Tuned};
 use super::heartbeat::{Beat, Heartbeat};
-use super::outbox::Output;
+use super::outbox::Outbox;
 use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
 use crate::wire::cold::{self, Method, basic, channel, confirm, connection};
@@ -41,7 +42,7 @@ pub const DEFAULT_MAX_BODY: u64 = 128 << 20;
 /// A client's connection.
 pub struct Connection {
     pub(super) state: State,
-    pub(super) out: Output,
+    pub(super) out: Outbox,
     pub(super) splitter: Splitter,
     pub(super) beat: Heartbeat,
     /// Index is the channel's number; 0 is the connection itself and stays empty.
@@ -52,7 +53,7 @@ pub struct Connection {
     pub(super) with_acks: Vec<u16>,
     pub(super) next_generation: u64,
     pub(super) next_request: u64,
-    pub(super) next_consumer: u32,
+    pub(super) next_consumer: u64,
     pub(super) is_blocked: bool,
     pub(super) max_body: u64,
 }
@@ -68,11 +69,11 @@ pub(super) enum State {
 impl Connection {
     /// Starts the handshake: the protocol header is in the output at once.
     ///
-    /// `epoch` is to differ from one connection to the next of the same user, so that a delivery of an earlier one is known
-    /// to be stale.
+    /// `epoch` is to differ from one connection to the next of the same user, so that nothing of an earlier one (a delivery, a
+    /// request, a consumer) is taken for one of this.
     pub fn new(config: ClientConfig, epoch: u32, now: Instant) -> Self {
-        let mut out = Output::default();
-        let handshake = handshake::Client::start(config, &mut out.bytes);
+        let mut out = Outbox::default();
+        let handshake = handshake::Client::start(config, out.lane(0));
         Self {
             state: State::Handshake(handshake),
             out,
@@ -82,8 +83,8 @@ impl Connection {
             free: BinaryHeap::new(),
             with_acks: Vec::new(),
             next_generation: u64::from(epoch) << 32,
-            next_request: 0,
-            next_consumer: 0,
+            next_request: u64::from(epoch) << 32,
+            next_consumer: u64::from(epoch) << 32,
             is_blocked: false,
             max_body: DEFAULT_MAX_BODY,
         }
@@ -151,8 +152,8 @@ impl Connection {
             Beat::Quiet => {}
             Beat::Due => {
                 // Bytes that wait are proof enough once they go, and a peer that does not read needs no more of them.
-                if self.out.pending().is_empty() && !self.is_down() {
-                    put_heartbeat(&mut self.out.bytes);
+                if self.out.is_empty() && !self.is_down() {
+                    put_heartbeat(self.out.lane(0));
                 }
             }
             Beat::Dead => {
@@ -170,30 +171,19 @@ impl Connection {
         self.beat.deadline()
     }
 
-    /// The bytes to be sent.
-    pub fn output(&self) -> &[u8] {
-        self.out.pending()
-    }
-
-    /// `n` bytes of the output have been sent.
-    pub fn written(&mut self, n: usize, now: Instant) {
-        self.beat.wrote(now);
-        self.out.written(n);
-    }
-
     /// How many bytes there are to be sent.
     pub fn output_len(&self) -> usize {
-        self.out.pending().len()
+        self.out.len()
     }
 
-    /// Moves the bytes to be sent into an empty buffer, to be sent from there: an alternative to [`Connection::output`] and
-    /// [`Connection::written`] for callers that write while others append.
+    /// Moves the bytes to be sent next into an empty buffer, to be sent from there while others append: what was said so far, and a part
+    /// of each large body. There may be more when they are gone. [`Sending`](super::outbox::Sending) is such a buffer.
     pub fn take_output(&mut self, into: &mut Vec<u8>) {
         debug_assert!(into.is_empty(), "what is left of the last bytes goes first");
-        self.out.take(into);
+        self.out.take(into, self.splitter.max_payload());
     }
 
-    /// Bytes that were taken by [`Connection::take_output`] have been sent.
+    /// Bytes that were taken have been sent.
     pub fn wrote(&mut self, now: Instant) {
         self.beat.wrote(now);
     }
@@ -209,7 +199,7 @@ impl Connection {
             if let Some(Some(channel)) = self.channels.get_mut(usize::from(id))
                 && channel.takes_requests()
             {
-                channel.unsettled.flush(id, &mut self.out.bytes);
+                channel.unsettled.flush(id, self.out.lane(id));
             }
         }
     }
@@ -257,6 +247,7 @@ impl Connection {
         self.must_be_open()?;
         self.flush_acks();
         self.put_connection_close(code, text, 0, 0);
+        self.out.forget_lanes();
         self.state = State::AwaitCloseOk;
         Ok(())
     }
@@ -351,7 +342,8 @@ impl Connection {
     ) -> Result<(ConsumerKey, ReqId), Refused> {
         let consumer = ConsumerKey(self.next_consumer);
         if method.consumer_tag.as_str().is_empty() {
-            method.consumer_tag = cold::short_text(&format!("sweepea-{}", consumer.0));
+            let (epoch, n) = (consumer.0 >> 32, consumer.0 as u32);
+            method.consumer_tag = cold::short_text(&format!("sweepea-{epoch}-{n}"));
         }
         let entry = Consumer {
             key: consumer,
@@ -429,6 +421,37 @@ impl Connection {
         props: &[u8],
         body: &[u8],
     ) -> Result<Option<u64>, Refused> {
+        self.publish_body(key, publish, props, Body::Lent(body))
+    }
+
+    /// As [`Connection::publish`], with a body that can be kept instead of copied until it has been sent.
+    ///
+    /// # Errors
+    /// As [`Connection::publish`].
+    pub fn publish_shared(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: &Rc<[u8]>,
+    ) -> Result<Option<u64>, Refused> {
+        self.publish_body(key, publish, props, Body::Shared(body))
+    }
+
+    /// Whether a body leaves in one frame; larger ones are best handed over by [`Connection::publish_shared`].
+    #[inline]
+    pub fn is_short(&self, body: &[u8]) -> bool {
+        body.len() <= self.splitter.max_payload()
+    }
+
+    #[inline]
+    fn publish_body(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: Body<'_>,
+    ) -> Result<Option<u64>, Refused> {
         self.must_be_open()?;
         if self.is_blocked {
             return Err(Refused::Blocked);
@@ -438,7 +461,16 @@ impl Connection {
         if !channel.takes_requests() {
             return Err(Refused::ChannelGone);
         }
-        publish.put(&mut self.out.bytes, key.id, props, body, max_payload)?;
+        let (id, bytes) = (key.id, body.bytes());
+        if bytes.len() <= max_payload {
+            publish.put(self.out.lane(id), id, props, bytes, max_payload)?;
+        } else {
+            let body = match body {
+                Body::Lent(body) => body.into(),
+                Body::Shared(body) => Rc::clone(body),
+            };
+            self.out.put_large(id, publish, props, body, max_payload)?;
+        }
         let Some(confirms) = &mut channel.confirms else {
             return Ok(None);
         };
@@ -463,9 +495,10 @@ impl Connection {
             return false;
         }
         let had_acks = channel.unsettled.has_acks();
-        let settled = channel
-            .unsettled
-            .settle(key.tag, how, key.channel.id, &mut self.out.bytes);
+        let settled =
+            channel
+                .unsettled
+                .settle(key.tag, how, key.channel.id, self.out.lane(key.channel.id));
         if !had_acks && channel.unsettled.has_acks() {
             self.with_acks.push(key.channel.id);
         }
@@ -499,7 +532,7 @@ impl Connection {
         if !channel.takes_requests() {
             return Err(Refused::ChannelGone);
         }
-        cold::put(&mut self.out.bytes, key.id, method);
+        cold::put(self.out.lane(key.id), key.id, method);
         channel.waiters.push_back(Waiter {
             n,
             reply,
@@ -529,7 +562,7 @@ impl Connection {
             method_id,
         };
         let close = Method::Connection(connection::AMQPMethod::Close(close));
-        cold::put(&mut self.out.bytes, 0, &close);
+        cold::put(self.out.lane(0), 0, &close);
     }
 
     pub(super) fn violation(&mut self, error: WireError, sink: &mut Sink<'_>) {
@@ -543,6 +576,7 @@ impl Connection {
         }
         self.state = State::Down;
         self.is_blocked = false;
+        self.out.forget_lanes();
         let channels = std::mem::replace(&mut self.channels, vec![None]);
         self.free.clear();
         self.with_acks.clear();
@@ -562,7 +596,7 @@ impl std::fmt::Debug for Connection {
             .field("tuned", &self.tuned())
             .field("is_down", &self.is_down())
             .field("open_channels", &self.open_channels())
-            .field("output", &self.output().len())
+            .field("output", &self.output_len())
             .finish_non_exhaustive()
     }
 }
@@ -573,6 +607,22 @@ pub(super) fn find_mut(
 ) -> Option<&mut Channel> {
     let channel = channels.get_mut(usize::from(key.id))?.as_deref_mut()?;
     (channel.key == key).then_some(channel)
+}
+
+/// A body to be published.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    Lent(&'a [u8]),
+    Shared(&'a Rc<[u8]>),
+}
+
+impl<'a> Body<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Lent(body) => body,
+            Self::Shared(body) => body,
+        }
+    }
 }
 
 fn cancel_method(tag: &str) -> Method {

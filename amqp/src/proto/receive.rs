@@ -99,7 +99,6 @@ impl Connection {
         sink: &mut Sink<'_>,
     ) -> Result<(), WireError> {
         let channel = present(&mut self.channels, id)?;
-        let out = &mut self.out.bytes;
         match method {
             AnyMethod::Deliver(deliver) => {
                 let key = DeliveryKey {
@@ -126,7 +125,9 @@ impl Connection {
                     });
                 } else if !no_ack {
                     let back = Settle::Nack { requeue: true };
-                    channel.unsettled.settle(key.tag, back, id, out);
+                    channel
+                        .unsettled
+                        .settle(key.tag, back, id, self.out.lane(id));
                 }
             }
             AnyMethod::GetOk(get) => {
@@ -161,7 +162,9 @@ impl Connection {
                     });
                 } else if !no_ack {
                     let back = Settle::Nack { requeue: true };
-                    channel.unsettled.settle(key.tag, back, id, out);
+                    channel
+                        .unsettled
+                        .settle(key.tag, back, id, self.out.lane(id));
                 }
             }
             AnyMethod::Return(reason) => {
@@ -262,7 +265,7 @@ impl Connection {
             CHANNEL_CLOSE => {
                 // Both have closed at once: the peer will answer ours as well.
                 let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
-                cold::put(&mut self.out.bytes, id, &Method::Channel(ok));
+                cold::put(self.out.lane(id), id, &Method::Channel(ok));
             }
             CHANNEL_CLOSE_OK => {
                 let ours = channel.waiters.pop_back();
@@ -289,11 +292,11 @@ impl Connection {
         sink: &mut Sink<'_>,
     ) -> Result<(), WireError> {
         let channel = present(&mut self.channels, id)?;
-        let out = &mut self.out.bytes;
         match method {
             Method::Channel(channel::AMQPMethod::Close(close)) => {
                 let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
-                cold::put(out, id, &Method::Channel(ok));
+                self.out.forget_channel(id);
+                cold::put(self.out.lane(id), id, &Method::Channel(ok));
                 let reason = CloseReason {
                     code: ReplyCode(close.reply_code),
                     text: close.reply_text.into(),
@@ -310,7 +313,7 @@ impl Connection {
             Method::Channel(channel::AMQPMethod::Flow(flow)) => {
                 let active = flow.active;
                 let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active });
-                cold::put(out, id, &Method::Channel(ok));
+                cold::put(self.out.lane(id), id, &Method::Channel(ok));
                 let channel = channel.key;
                 sink(Event::Flow { channel, active });
                 Ok(())
@@ -319,7 +322,7 @@ impl Connection {
                 if !cancel.nowait {
                     let consumer_tag = cancel.consumer_tag.clone();
                     let ok = basic::AMQPMethod::CancelOk(basic::CancelOk { consumer_tag });
-                    cold::put(out, id, &Method::Basic(ok));
+                    cold::put(self.out.lane(id), id, &Method::Basic(ok));
                 }
                 if let Some(entry) = channel.consumer_by_tag(cancel.consumer_tag.as_str()) {
                     let (consumer, abandoned) = (entry.key, entry.abandoned);
@@ -396,7 +399,7 @@ impl Connection {
         match method {
             Method::Connection(M::Close(close)) => {
                 let ok = M::CloseOk(connection::CloseOk {});
-                cold::put(&mut self.out.bytes, 0, &Method::Connection(ok));
+                cold::put(self.out.lane(0), 0, &Method::Connection(ok));
                 self.go_down(
                     match self.state {
                         State::AwaitCloseOk => Down::ClosedByUs,
@@ -419,7 +422,7 @@ impl Connection {
         }
         match std::mem::replace(&mut self.state, State::Down) {
             State::Handshake(client) => {
-                self.state = match client.step(method, &mut self.out.bytes) {
+                self.state = match client.step(method, self.out.lane(0)) {
                     Ok(ClientStep::Continue(client)) => State::Handshake(client),
                     Ok(ClientStep::Tuned(client, tuned)) => {
                         self.splitter = Splitter::with_frame_max(tuned.frame_max as usize);
