@@ -24,6 +24,7 @@ mod kernel_interop;
 mod kernel_io;
 mod kernel_local;
 mod kernel_model;
+mod kernel_process;
 mod kernel_sync;
 mod kernel_universal;
 mod kernel_user;

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
 use super::lots::Lots;
@@ -26,6 +28,8 @@ pub(crate) struct State {
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
     pub(crate) lots: Lots,
+    /// The lot of those who wait until no other task can run.
+    pub(super) idle: u32,
     pub(super) wheel: Wheel,
     pub(super) scopes: Scopes,
     pub(crate) reactor: Reactor,
@@ -40,6 +44,8 @@ pub(crate) struct State {
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
+    /// Shows the names to other threads.
+    pub(super) board: Option<Arc<Board>>,
     /// The task-local values of those that have some, by slot.
     pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
@@ -167,6 +173,23 @@ impl State {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Waits until no other task can run.
+    pub(crate) fn park_idle(&mut self, node: u32) {
+        self.nodes[node].key = u64::from(self.idle);
+        self.park(node, self.idle);
+    }
+
+    pub(super) fn has_idle_waits(&self) -> bool {
+        self.lots.len(self.idle) > 0
+    }
+
+    /// Wakes those who wait until no other task can run, if none can.
+    pub(super) fn fire_idle(&mut self) {
+        if self.ready.is_empty() {
+            self.unpark(self.idle, usize::MAX);
         }
     }
 
@@ -402,6 +425,9 @@ impl State {
     }
 
     pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+        if let Some(board) = &self.board {
+            board.set_name(task, &name);
+        }
         self.names.insert(task, name);
     }
 
@@ -419,6 +445,7 @@ impl State {
             node = self.nodes[node].task_next;
         }
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,
             (_, true) => TaskState::Ready,
             _ => TaskState::Waiting,
@@ -448,6 +475,7 @@ impl State {
             && self.wheel.is_empty()
             && self.reactor.waiting() == 0
             && self.remote_waits == 0
+            && !self.has_idle_waits()
             && self
                 .tasks
                 .iter()
