@@ -19,6 +19,7 @@ mod delivery;
 mod demo;
 mod faults;
 mod kernel_core;
+mod kernel_examples;
 mod kernel_foreign;
 mod kernel_interop;
 mod kernel_io;
