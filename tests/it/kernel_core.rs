@@ -3,6 +3,7 @@
 mod cancel;
 mod embedding;
 mod idle;
+pub(crate) mod logged;
 mod ownership;
 mod panics;
 mod tasks;
