@@ -34,7 +34,7 @@ impl Connection {
         }
     }
 
-    fn halves(&self) -> io::Result<(Box<dyn Read + Send>, Box<dyn Write>)> {
+    fn halves(&self) -> io::Result<(Box<dyn Read + Send>, Box<dyn Write + Send>)> {
         Ok(match self {
             Self::Tcp(stream) => (Box::new(stream.try_clone()?), Box::new(stream.try_clone()?)),
             Self::Unix(stream) => (Box::new(stream.try_clone()?), Box::new(stream.try_clone()?)),
