@@ -36,6 +36,29 @@ pub enum Wait<T> {
 /// among the results.
 ///
 /// If dropped, its members are cancelled, but not waited for.
+///
+/// A task is a member of one group, once; a group that was joined is gone, and there are no results before that:
+///
+/// ```compile_fail,E0382
+/// # fn adds_twice(task: kernel::Task<Result<i32, kernel::Interrupt>>) {
+/// let mut group = kernel::TaskGroup::new(kernel::Wait::All);
+/// group.adopt(task);
+/// group.adopt(task);
+/// # }
+/// ```
+/// ```compile_fail,E0382
+/// # async fn uses_a_joined_group(mut group: kernel::TaskGroup<i32>) {
+/// group.join().await.unwrap();
+/// group.spawn(async { Ok(1) });
+/// # }
+/// ```
+/// ```compile_fail,E0507
+/// # async fn joins_inside_the_block() {
+/// kernel::group(kernel::Wait::All, async |group: &mut kernel::TaskGroup<i32>| {
+///     group.join().await
+/// });
+/// # }
+/// ```
 pub struct TaskGroup<T, E = Interrupt> {
     wait: Wait<T>,
     /// By number, which is the order of creation.
@@ -179,7 +202,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
         self.start(future, true)
     }
 
-    /// Makes a task that runs, or has ended, a member.
+    /// Makes a task that runs, or has ended, a member. It is no daemon, whoever started it.
     pub fn adopt(&mut self, task: Task<Result<T, E>>) -> TaskRef {
         let number = self.next_number();
         if task.is_terminated() {

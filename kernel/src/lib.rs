@@ -59,6 +59,7 @@
 pub mod channel;
 pub mod debug;
 pub mod fs;
+pub mod local;
 pub mod monitor;
 pub mod net;
 pub mod process;
@@ -84,6 +85,7 @@ pub use cancel::{
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
+pub use local::TaskLocal;
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
@@ -97,7 +99,10 @@ pub use time::{
     timeout_at,
 };
 pub use watchdog::Stuck;
-pub use workers::{ThreadPool, run_in_thread};
+pub use workers::{
+    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread,
+};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///

@@ -45,6 +45,7 @@ use std::time::{Duration, Instant};
 use crate::error::Interrupt;
 #[cfg(doc)]
 use crate::error::ResourceBusy;
+use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
@@ -263,6 +264,20 @@ pub(crate) mod call {
     /// Works on the tables for a live task's handle; `None` if it has ended.
     pub(crate) fn inspect<R>(body: &BodyRef, f: impl FnOnce(&mut State, u32) -> R) -> Option<R> {
         runtime::with_kernel_of(body, |core| core.with(|state| f(state, body.slot.get())))
+    }
+
+    /// Calls `f` with the running task's local values; `None` if no task runs here.
+    pub(crate) fn locals<R>(f: impl FnOnce(Option<&Locals>) -> R) -> Option<R> {
+        in_task(|state| f(state.locals()))
+    }
+
+    /// As `locals`, to change them. `f` calls no user code, and drops no user's value: the tables are borrowed.
+    pub(crate) fn locals_mut<R>(f: impl FnOnce(&mut Locals) -> R) -> Option<R> {
+        in_task(|state| f(state.locals_mut()))
+    }
+
+    fn in_task<R>(f: impl FnOnce(&mut State) -> R) -> Option<R> {
+        runtime::with_current(|core| core?.with(|state| (state.current != NIL).then(|| f(state))))
     }
 
     /// Works on the tables for the running task.

@@ -201,6 +201,7 @@ impl Core {
                 reasons: HashMap::new(),
                 names: HashMap::new(),
                 board,
+                locals: HashMap::new(),
                 aftermath: Vec::new(),
                 due: Vec::new(),
                 last_serial: 0,
@@ -266,6 +267,7 @@ impl Core {
                 Aftermath::Wake(waker) => waker.wake(),
                 Aftermath::Drop(waker) => drop(waker),
                 Aftermath::Forget(interrupt) => drop(interrupt),
+                Aftermath::Discard(locals) => locals.discard(),
                 Aftermath::Log(level, text) => log::log!(level, "{text}"),
             }
         }
@@ -382,6 +384,9 @@ impl Core {
             state.ready.reserve(slots);
         }
         state.ready.push(slot);
+        if !state.locals.is_empty() {
+            state.inherit_locals(slot);
+        }
         if let Some(watch) = &self.watch {
             drop(state);
             self.watch_created(watch, slot, handle.body());

@@ -19,6 +19,7 @@ use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
 use super::wheel::Wheel;
 use crate::error::Interrupt;
+use crate::local::Locals;
 use crate::task::{TaskId, TaskInfo, TaskState};
 
 /// The tables. Every method leaves them consistent; none calls user code.
@@ -45,6 +46,8 @@ pub(crate) struct State {
     pub(super) names: HashMap<u64, Rc<str>>,
     /// Shows the names to other threads.
     pub(super) board: Option<Arc<Board>>,
+    /// The task-local values of those that have some, by slot.
+    pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
     pub(super) due: Vec<u32>,
@@ -67,6 +70,8 @@ pub(super) enum Aftermath {
     Drop(Waker),
     /// Its reason is a user's value.
     Forget(Interrupt),
+    /// Users' values too.
+    Discard(Locals),
     /// Loggers are user code too: one that shows the current task asks the kernel for it.
     Log(log::Level, String),
 }
@@ -320,7 +325,8 @@ impl State {
     #[must_use]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
         let slot = &self.tasks[task];
-        let is_bare = slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::CANCELLED);
+        let marked = slot.flags.has(Flags::CANCELLED.and(Flags::LOCALS));
+        let is_bare = slot.waits == NIL && slot.scopes == NIL && !marked;
         if !is_bare {
             self.strip(task);
         }
@@ -345,6 +351,33 @@ impl State {
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
+        }
+        if self.tasks[task].flags.has(Flags::LOCALS) {
+            let locals = self.locals.remove(&task);
+            self.aftermath.extend(locals.map(Aftermath::Discard));
+        }
+    }
+
+    /// The task-local values of the current task, if it has any.
+    pub(crate) fn locals(&self) -> Option<&Locals> {
+        let has_some = self.tasks[self.current].flags.has(Flags::LOCALS);
+        has_some.then(|| &self.locals[&self.current])
+    }
+
+    /// As `locals`, to be changed.
+    pub(crate) fn locals_mut(&mut self) -> &mut Locals {
+        self.tasks[self.current].flags.set(Flags::LOCALS);
+        self.locals.entry(self.current).or_default()
+    }
+
+    /// Gives a task that the current one has just spawned the same values.
+    #[cold]
+    pub(super) fn inherit_locals(&mut self, child: u32) {
+        if self.current != NIL
+            && let Some(locals) = self.locals().cloned()
+        {
+            self.locals.insert(child, locals);
+            self.tasks[child].flags.set(Flags::LOCALS);
         }
     }
 

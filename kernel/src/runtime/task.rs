@@ -645,6 +645,8 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
+    /// It has task-local values.
+    pub(crate) const LOCALS: Self = Self(32);
 
     /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {
