@@ -164,6 +164,7 @@ impl Core {
         let report = self.state.borrow().report(task);
         if let Some(board) = &watch.board
             && board.is_detailed()
+            && !ended
         {
             board.post(task, body, &report);
         }

@@ -368,13 +368,14 @@ fn what_peers_send_is_bounded_and_harms_nobody() {
             "",
         ]
     );
+    const NOISE: &[u8] = b"ps where\xff\n\0 \r12cancel";
     for seed in 0..200_u32 {
         let mut state = seed.wrapping_mul(2_654_435_761) | 1;
         let noise = std::iter::repeat_with(|| {
             state ^= state << 13;
             state ^= state >> 17;
             state ^= state << 5;
-            b"ps where\xff\n\0 \r12cancel"[state as usize % 22]
+            NOISE[state as usize % NOISE.len()]
         });
         send(&noise.take(300).collect::<Vec<_>>());
     }
