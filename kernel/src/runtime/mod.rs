@@ -254,6 +254,12 @@ impl Core {
         }
     }
 
+    /// Whether a task runs and no interrupt is pending for it, so that a trap may block.
+    #[inline]
+    pub(crate) fn may_block(&self) -> bool {
+        self.state.borrow().may_block()
+    }
+
     /// R4: what a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
     #[cold]
     pub(crate) fn refusal(&self) -> Option<Interrupt> {

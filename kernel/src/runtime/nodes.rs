@@ -369,6 +369,12 @@ impl Nodes {
         self.foreign[id as usize].take()
     }
 
+    /// For those who change several: a store to a node does not make them look again for where the table is.
+    #[inline]
+    pub(super) fn as_mut_slice(&mut self) -> &mut [Node] {
+        &mut self.nodes
+    }
+
     pub(crate) fn get(&self, id: u32) -> Option<&Node> {
         self.nodes.get(id as usize)
     }
@@ -389,15 +395,16 @@ impl Nodes {
     /// Takes `id` out of the list that begins at `head`.
     #[inline]
     pub(crate) fn unlink_from_task(&mut self, id: u32, head: &mut u32) {
-        let node = &mut self[id];
-        node.set_task(NIL);
+        let nodes = self.as_mut_slice();
+        let node = &mut nodes[id as usize];
         let (prev, next) = (node.task_prev, node.task_next);
+        node.set_task(NIL);
         match prev {
             NIL => *head = next,
-            prev => self[prev].task_next = next,
+            prev => nodes[prev as usize].task_next = next,
         }
         if next != NIL {
-            self[next].task_prev = prev;
+            nodes[next as usize].task_prev = prev;
         }
     }
 }

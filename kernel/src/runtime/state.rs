@@ -88,6 +88,7 @@ impl State {
     }
 
     /// A wait of the current task, in its list of waits and in no queue yet.
+    #[inline]
     pub(crate) fn open_wait(
         &mut self,
         kind: WaitKind,
@@ -115,11 +116,13 @@ impl State {
     }
 
     /// Completes an armed wait that has left its queue.
+    #[inline]
     pub(crate) fn fire(&mut self, node: u32) {
         self.settle(node, Phase::Fired);
     }
 
     /// Notes how an armed wait that has left its queue ended, and calls the waker of its leaf: its own if it was polled with one, else its task's.
+    #[inline]
     pub(super) fn settle(&mut self, id: u32, phase: Phase) {
         let node = &mut self.nodes[id];
         node.set_phase(phase);
@@ -226,6 +229,7 @@ impl State {
     }
 
     /// Ends a wait if it has been fired.
+    #[inline(always)]
     pub(crate) fn collect(&mut self, node: u32) -> bool {
         let has_fired = self.nodes[node].phase() == Phase::Fired;
         if has_fired {
@@ -235,7 +239,7 @@ impl State {
     }
 
     /// Frees a node that is in no queue any more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free(&mut self, node: u32) {
         if let Some(slot) = self.tasks.get_mut(self.nodes[node].task()) {
             self.nodes.unlink_from_task(node, &mut slot.waits);
