@@ -119,6 +119,7 @@ impl Wait {
     }
 
     /// The usual end of a wait. False: it has not come to that.
+    #[inline]
     fn has_fired(&mut self, core: &Core) -> bool {
         self.kernel == core.serial && core.with(|state| state.collect(self.node)) && {
             self.node = NIL;
@@ -602,16 +603,43 @@ impl JoinPlace {
 
     #[inline]
     pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        if !self.wait.is_armed() && !body.is_live() {
-            return Poll::Ready(Ok(()));
+        let is_over = match self.wait.is_armed() {
+            false if body.is_live() && self.begin(body, cx.waker()) => return Poll::Pending,
+            false => !body.is_live(),
+            true => self.end(),
+        };
+        match is_over {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_with_care(body, cx),
         }
-        let at = self.at;
-        let fired = self.wait.poll(cx, |state| {
-            let task = body.slot.get();
-            let node = state.open_wait(WaitKind::Join, u64::from(task), at);
-            state.arm_join(node, task);
-            node
-        });
+    }
+
+    /// Begins to wait. False if there is more to it: an interrupt is pending, say, or the waker is not the task's own.
+    #[inline(never)]
+    fn begin(&mut self, body: &BodyRef, waker: &Waker) -> bool {
+        running(|core| {
+            core.is_own(waker)
+                && core.with(|state| {
+                    let may_block = state.may_block();
+                    if may_block {
+                        self.wait.node = state.open_join(body.slot.get(), self.at);
+                        self.wait.kernel = state.serial;
+                    }
+                    may_block
+                })
+        })
+    }
+
+    /// The usual end of the wait. False if it has not come to that.
+    #[inline(never)]
+    fn end(&mut self) -> bool {
+        running(|core| self.wait.has_fired(core))
+    }
+
+    #[cold]
+    fn poll_with_care(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
+        let Self { wait, at } = self;
+        let fired = wait.poll(cx, |state| state.open_join(body.slot.get(), at));
         fired.map_ok(|_| ())
     }
 }

@@ -17,7 +17,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use std::ptr::{self, NonNull};
 use std::task::{Context, Poll};
 
 use super::nodes::NIL;
-use super::waker::{self, MAX_SLOTS};
+use super::waker::{self, GENERATION_BITS, MAX_SLOTS};
 use crate::error::{JoinError, Panic, panic_text};
 use crate::task::TaskRef;
 
@@ -78,6 +78,11 @@ impl Header {
         matches!(self.stage.get(), Stage::Idle | Stage::Busy)
     }
 
+    /// Whether somebody may still take its output; then there is a handle, and with it a reference.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.marks.get() & DETACHED == 0
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.marks.get() & CANCELLED != 0
     }
@@ -102,10 +107,8 @@ struct VTable {
     poll: unsafe fn(NonNull<Header>, &mut Context<'_>) -> bool,
     /// Drops what the place holds, as `stage` says.
     clear: unsafe fn(NonNull<Header>),
-    /// Moves a `Value` to the pointer, which is one to the future's output type.
-    take: unsafe fn(NonNull<Header>, *mut ()),
-    /// Moves the payload of a `Panicked` body out.
-    take_panic: unsafe fn(NonNull<Header>) -> Box<dyn Any + Send>,
+    /// Where the place begins. All that it can hold begins there, so that a value is taken out without a call.
+    place: usize,
     layout: Layout,
 }
 
@@ -116,6 +119,7 @@ struct Body<F: Future> {
     place: UnsafeCell<Place<F>>,
 }
 
+#[repr(C)]
 union Place<F: Future> {
     future: ManuallyDrop<F>,
     output: ManuallyDrop<F::Output>,
@@ -126,8 +130,7 @@ impl<F: Future> Body<F> {
     const VTABLE: VTable = VTable {
         poll: Self::poll,
         clear: Self::clear,
-        take: Self::take,
-        take_panic: Self::take_panic,
+        place: offset_of!(Self, place),
         layout: block_layout(Layout::new::<Self>()),
     };
 
@@ -191,27 +194,6 @@ impl<F: Future> Body<F> {
                 Stage::Panicked => ManuallyDrop::drop(&mut place.panic),
                 Stage::Aborted | Stage::Taken => {}
             }
-        }
-    }
-
-    /// # Safety
-    /// `body` points to a live `Body<F>` in stage `Value`, `to` to room for an `F::Output`.
-    unsafe fn take(body: NonNull<Header>, to: *mut ()) {
-        // SAFETY: per contract the output is there; the caller changes the stage, so it is read once.
-        unsafe {
-            let (_, place) = Self::parts(body);
-            to.cast::<F::Output>()
-                .write(ManuallyDrop::take(&mut place.output));
-        }
-    }
-
-    /// # Safety
-    /// `body` points to a live `Body<F>` in stage `Panicked`; the caller changes the stage.
-    unsafe fn take_panic(body: NonNull<Header>) -> Box<dyn Any + Send> {
-        // SAFETY: per contract the payload is there, and read once.
-        unsafe {
-            let (_, place) = Self::parts(body);
-            ManuallyDrop::take(&mut place.panic)
         }
     }
 
@@ -292,6 +274,17 @@ impl BodyRef {
         true
     }
 
+    /// Moves out what the place holds.
+    ///
+    /// # Safety
+    /// It holds a `T`: the stage is `Value` and `T` the output of the body's future, or it is `Panicked` and `T` the payload.
+    unsafe fn take<T>(&self) -> T {
+        self.stage.set(Stage::Taken);
+        // SAFETY: the place is that far into the body's block and holds a `T` at its beginning, which nobody reads again, as
+        // the stage says from now on.
+        unsafe { self.0.byte_add(self.vtable.place).cast::<T>().read() }
+    }
+
     /// Drops what the place holds; a panic in a destructor is logged and goes no further.
     fn clear(&self) {
         // SAFETY: called with the future entered as `Busy`, or when the last reference goes, so nobody uses the place.
@@ -307,10 +300,17 @@ impl BodyRef {
         }
     }
 
+    /// The handle goes before anybody took the output.
+    #[inline(never)]
+    fn detach(&self) {
+        self.marks.set(self.marks.get() | DETACHED);
+        self.drop_unwanted_output();
+    }
+
     /// Drops an output that nobody can take any more. It may borrow what the handle's type vouches for, so it must not live
     /// on in a body that a `TaskRef` keeps.
     pub(crate) fn drop_unwanted_output(&self) {
-        if self.marks.get() & DETACHED == 0 {
+        if self.is_wanted() {
             return;
         }
         match self.stage.get() {
@@ -351,13 +351,12 @@ impl Deref for BodyRef {
 impl Clone for BodyRef {
     #[inline]
     fn clone(&self) -> Self {
-        self.refs.set(
-            self.refs
-                .get()
-                .checked_add(1)
-                .expect("fewer than 2^32 references to a task"),
+        // Leaves one for `hold`.
+        assert!(
+            self.refs.get() < u32::MAX - 1,
+            "fewer than 2^32 references to a task"
         );
-        Self(self.0)
+        self.hold()
     }
 }
 
@@ -373,6 +372,13 @@ impl Drop for BodyRef {
 }
 
 impl BodyRef {
+    /// The loop's own reference to the body that it polls: a clone, but no more than one at a time, so it cannot be too many.
+    #[inline]
+    pub(crate) fn hold(&self) -> Self {
+        self.refs.set(self.refs.get() + 1);
+        Self(self.0)
+    }
+
     /// Drops a reference that is not the last one. (Were it the last, the body would leak.)
     #[inline]
     pub(crate) fn release_shared(self) {
@@ -400,8 +406,10 @@ pub(crate) struct Handle<T> {
 
 impl<T> Drop for Handle<T> {
     fn drop(&mut self) {
-        self.body().marks.set(self.body().marks.get() | DETACHED);
-        self.body().drop_unwanted_output();
+        // Mostly a join has taken the output.
+        if self.body().stage.get() != Stage::Taken {
+            self.body().detach();
+        }
     }
 }
 
@@ -411,24 +419,18 @@ impl<T> Handle<T> {
     }
 
     /// The output, once the task has ended; `None` before that.
+    #[inline]
     pub(crate) fn take(&self) -> Option<Result<T, JoinError>> {
         match self.body().stage.get() {
             Stage::Idle | Stage::Busy => None,
             Stage::Value => {
-                let mut output = std::mem::MaybeUninit::<T>::uninit();
                 // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::with_future` alone, which ties `T` to the
-                // future. The stage is changed before anything else can look.
-                let output = unsafe {
-                    (self.body().vtable.take)(self.body().0, output.as_mut_ptr().cast());
-                    self.body().stage.set(Stage::Taken);
-                    output.assume_init()
-                };
-                Some(Ok(output))
+                // future.
+                Some(Ok(unsafe { self.body().take() }))
             }
             Stage::Panicked => {
-                // SAFETY: the stage says that the payload is there; it is changed before anything else can look.
-                let panic = unsafe { (self.body().vtable.take_panic)(self.body().0) };
-                self.body().stage.set(Stage::Taken);
+                // SAFETY: the stage says that the payload is there.
+                let panic: Box<dyn Any + Send> = unsafe { self.body().take() };
                 Some(Err(JoinError::Panicked(Panic::new(panic))))
             }
             Stage::Aborted => Some(Err(JoinError::Aborted)),
@@ -564,12 +566,10 @@ unsafe fn give_block(block: NonNull<u8>, layout: Layout) {
     }
 }
 
-/// All that scheduling needs to know of a task; two of them share a cache line.
+/// All that scheduling needs to know of a task.
 pub(crate) struct Slot {
     /// `None` for a free slot.
     pub(crate) body: Option<BodyRef>,
-    /// Grows with each task that had this slot.
-    pub(crate) generation: u32,
     /// First of the nodes that the task waits at; the next free slot while this one is free.
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
@@ -579,11 +579,12 @@ pub(crate) struct Slot {
     pub(crate) flags: Flags,
 }
 
-const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(size_of::<Slot>() == 24);
 
-/// What the scheduler and the canceller note about a task.
+/// What the scheduler and the canceller note about a task; and, in the upper 24 bits, the generation of its slot, which grows with each task
+/// that had it. A waker keeps as many.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Flags(u8);
+pub(crate) struct Flags(u32);
 
 impl Flags {
     /// In the ready queue.
@@ -596,6 +597,20 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
+    /// It has a name.
+    pub(crate) const NAMED: Self = Self(32);
+
+    const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
+
+    pub(crate) const fn generation(self) -> u32 {
+        self.0 >> Self::GENERATION_SHIFT
+    }
+
+    /// Those of a new task in the slot of this one.
+    const fn of_next_task(self) -> Self {
+        let generation = (self.0 >> Self::GENERATION_SHIFT).wrapping_add(1);
+        Self(generation << Self::GENERATION_SHIFT)
+    }
 
     /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {
@@ -649,33 +664,36 @@ impl Tasks {
         self.last_id
     }
 
-    /// A slot for a new task. Its flags say that it is queued, which the caller sees to.
-    pub(crate) fn insert(&mut self, body: BodyRef) -> u32 {
+    /// Puts a new task into a free slot. Its flags say that it is queued, which the caller sees to. `None` if no slot is free.
+    #[inline]
+    pub(crate) fn reuse(&mut self, body: &BodyRef) -> Option<u32> {
+        let id = self.free;
+        let slot = self.slots.get_mut(id as usize)?;
+        debug_assert!(
+            (slot.scopes, slot.joiners) == (NIL, NIL),
+            "as `retire` left it"
+        );
+        self.free = slot.waits;
         self.live += 1;
-        if self.free != NIL {
-            let id = self.free;
-            body.slot.set(id);
-            let slot = &mut self.slots[id as usize];
-            self.free = slot.waits;
-            *slot = Slot {
-                body: Some(body),
-                waits: NIL,
-                scopes: NIL,
-                joiners: NIL,
-                flags: Flags::QUEUED,
-                ..*slot
-            };
-            return id;
-        }
+        body.slot.set(id);
+        slot.body = Some(body.clone());
+        slot.waits = NIL;
+        slot.flags.set(Flags::QUEUED);
+        Some(id)
+    }
+
+    /// As `reuse`, with a slot that there was not yet.
+    #[cold]
+    pub(crate) fn push(&mut self, body: &BodyRef) -> u32 {
         assert!(
             self.slots.len() < MAX_SLOTS,
             "a kernel holds at most 2^28 tasks"
         );
         let id = self.slots.len() as u32;
+        self.live += 1;
         body.slot.set(id);
         self.slots.push(Slot {
-            body: Some(body),
-            generation: 0,
+            body: Some(body.clone()),
             waits: NIL,
             scopes: NIL,
             joiners: NIL,
@@ -684,14 +702,16 @@ impl Tasks {
         id
     }
 
-    /// Ends a task: takes the body out of the slot and moves the slot to its next generation. A slot that still stands in the ready queue
-    /// is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits, scopes and joiners are gone: takes the body out of the slot and moves the slot to its next generation. A slot that
+    /// still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    #[inline]
     pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
-        slot.generation = slot.generation.wrapping_add(1);
-        if !slot.flags.has(Flags::QUEUED) {
+        let is_queued = slot.flags.has(Flags::QUEUED);
+        slot.flags = slot.flags.of_next_task();
+        if !is_queued {
             self.free_slot(id);
         }
         body
