@@ -76,7 +76,7 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
-    pub(crate) pool: Pool,
+    pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
     pub(crate) serial: u32,
@@ -356,7 +356,7 @@ impl Core {
         let parent = running.and_then(|slot| slot.body.as_ref());
         let parent = parent.map_or(0, |body| body.id);
         let id = state.tasks.next_id();
-        let handle = BodyRef::with_future(future, id, parent, self.id(), at);
+        let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
             handle.body().abort();

@@ -298,7 +298,7 @@ impl State {
     }
 
     /// A slot for a new task, and a place at the end of the ready queue.
-    #[inline]
+    #[inline(always)]
     pub(super) fn admit(&mut self, body: &BodyRef) {
         let slot = match self.tasks.reuse(body) {
             Some(slot) => slot,
@@ -317,7 +317,7 @@ impl State {
 
     /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
         let slot = &mut self.tasks[task];
         let is_bare = slot.waits == NIL
