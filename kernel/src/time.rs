@@ -14,7 +14,6 @@ use pin_project_lite::pin_project;
 
 use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
-use crate::runtime::State;
 use crate::traps::{self, Expiry, Sleep, Timeout, Until, call};
 
 /// The kernel's time. It never goes back.
@@ -179,12 +178,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let block = this.block.get_or_insert_with(|| {
-            let deadline = |state: &State| match *this.limit {
-                Limit::None => None,
-                Limit::After(duration) => Some(state.after(duration)),
-                Limit::At(at) => Some(state.ticks(at)),
-            };
-            Timeout::open(deadline, false)
+            Timeout::open(|state| {
+                let deadline = match *this.limit {
+                    Limit::None => None,
+                    Limit::After(duration) => Some(state.after(duration)),
+                    Limit::At(at) => Some(state.ticks(at)),
+                };
+                state.open_block(deadline)
+            })
         });
         let outcome = ready!(block.poll(this.body, cx));
         let timed_out =

@@ -89,46 +89,44 @@ impl Wait {
         mut open: impl FnMut(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
         running(|core| {
-            if self.node != NIL {
-                return match self.has_fired(core) {
-                    true => Poll::Ready(Ok(true)),
-                    false => self.proceed(core, cx),
-                };
-            }
-            let mut arm = |state: &mut State| {
-                (self.node, self.kernel) = (open(state), core.serial);
-            };
-            let armed = core.with(|state| {
-                let may_block = state.may_block();
-                if may_block {
-                    arm(state);
+            // Nearly every wait is a first poll that arms and a second that finds it fired.
+            if self.node == NIL {
+                if core.is_own(cx.waker())
+                    && let Some(node) = core.with(|state| state.may_block().then(|| open(state)))
+                {
+                    (self.node, self.kernel) = (node, core.serial);
+                    return Poll::Pending;
                 }
-                may_block
-            });
-            if !armed {
-                if let Some(interrupt) = core.refusal() {
-                    return Poll::Ready(Err(interrupt));
-                }
-                core.with(arm); // what is pending is held back by a shield
+            } else if self.kernel == core.serial && core.with(|state| state.collect(self.node)) {
+                self.node = NIL;
+                return Poll::Ready(Ok(true));
             }
-            if !core.is_own(cx.waker()) {
-                self.keep_waker(core, cx.waker());
-            }
-            Poll::Pending
+            self.poll_with_care(core, cx, &mut open)
         })
     }
 
-    /// The usual end of a wait. False: it has not come to that.
-    #[inline]
-    fn has_fired(&mut self, core: &Core) -> bool {
-        self.kernel == core.serial && core.with(|state| state.collect(self.node)) && {
-            self.node = NIL;
-            true
+    /// As `poll`, whatever there is to it.
+    #[cold]
+    fn poll_with_care(
+        &mut self,
+        core: &Core,
+        cx: &Context<'_>,
+        open: &mut dyn FnMut(&mut State) -> u32,
+    ) -> Poll<Result<bool, Interrupt>> {
+        if self.node != NIL {
+            return self.proceed(core, cx);
         }
+        if let Some(interrupt) = core.refusal() {
+            return Poll::Ready(Err(interrupt));
+        }
+        (self.node, self.kernel) = (core.with(open), core.serial);
+        if !core.is_own(cx.waker()) {
+            self.keep_waker(core, cx.waker());
+        }
+        Poll::Pending
     }
 
     /// Goes on with a wait that was not fired.
-    #[cold]
     fn proceed(&mut self, core: &Core, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
         assert!(
             self.kernel == core.serial,
@@ -150,7 +148,6 @@ impl Wait {
     }
 
     /// Polled without need, or by another task or with another waker than before.
-    #[cold]
     fn refresh(&self, core: &Core, cx: &Context<'_>) {
         core.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");
@@ -424,13 +421,13 @@ impl Lot {
         }
     }
 
-    /// How many tasks wait in it.
+    /// How many tasks wait in it. Counts them.
     #[must_use]
     pub fn len(&self) -> usize {
         if self.id.get() == NIL {
             return 0;
         }
-        let len = |core: &Core| core.with(|state| state.lots.len(self.id.get()));
+        let len = |core: &Core| core.with(|state| state.nodes.parked(self.id.get()));
         runtime::with_kernel(self.kernel.get(), len).unwrap_or(0)
     }
 
@@ -453,7 +450,7 @@ impl Lot {
             self.id.get() == NIL || !runtime::exists(self.kernel.get()),
             "a synchronisation object of one kernel was used in another"
         );
-        self.id.set(state.lots.open());
+        self.id.set(state.open_lot());
         self.kernel.set(state.serial);
     }
 }
@@ -524,8 +521,8 @@ impl Future for SchedWait<'_> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
             let lot = this.lot.open(state);
-            let node = state.open_wait(this.kind, u64::from(lot), this.at);
-            state.park(node, lot);
+            let node = state.open_wait(this.kind, 0, this.at);
+            state.nodes.park(node, lot);
             node
         });
         fired.map_ok(|_| ())
@@ -603,42 +600,10 @@ impl JoinPlace {
 
     #[inline]
     pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        let is_over = match self.wait.is_armed() {
-            false if body.is_live() && self.begin(body, cx.waker()) => return Poll::Pending,
-            false => !body.is_live(),
-            true => self.end(),
-        };
-        match is_over {
-            true => Poll::Ready(Ok(())),
-            false => self.poll_with_care(body, cx),
-        }
-    }
-
-    /// Begins to wait. False if there is more to it: an interrupt is pending, say, or the waker is not the task's own.
-    #[inline(never)]
-    fn begin(&mut self, body: &BodyRef, waker: &Waker) -> bool {
-        running(|core| {
-            core.is_own(waker)
-                && core.with(|state| {
-                    let may_block = state.may_block();
-                    if may_block {
-                        self.wait.node = state.open_join(body.slot.get(), self.at);
-                        self.wait.kernel = state.serial;
-                    }
-                    may_block
-                })
-        })
-    }
-
-    /// The usual end of the wait. False if it has not come to that.
-    #[inline(never)]
-    fn end(&mut self) -> bool {
-        running(|core| self.wait.has_fired(core))
-    }
-
-    #[cold]
-    fn poll_with_care(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
         let Self { wait, at } = self;
+        if !wait.is_armed() && !body.is_live() {
+            return Poll::Ready(Ok(()));
+        }
         let fired = wait.poll(cx, |state| state.open_join(body.slot.get(), at));
         fired.map_ok(|_| ())
     }
@@ -1019,7 +984,10 @@ pub fn poll_proceed(cx: &Context<'_>) -> Poll<()> {
 /// A block covers what is polled through [`Timeout::poll`], not what runs beside it.
 #[must_use]
 pub fn set_timeout(deadline: Option<Instant>) -> Timeout {
-    Timeout::open(|state| deadline.map(|at| state.ticks(at)), false)
+    Timeout::open(|state| {
+        let deadline = deadline.map(|at| state.ticks(at));
+        state.open_block(deadline)
+    })
 }
 
 /// A timeout block, or a shield; closed when it is dropped.
@@ -1044,20 +1012,14 @@ pub enum Expiry {
 }
 
 impl Timeout {
-    /// `deadline` answers in the kernel's own time.
+    /// `open` makes the scope.
     #[inline]
-    pub(crate) fn open(deadline: impl FnOnce(&State) -> Option<u64>, is_shield: bool) -> Self {
-        let (scope, kernel) = running(|core| {
-            core.with(|state| {
-                let deadline = deadline(state);
-                (state.open_scope(deadline, is_shield), core.serial)
-            })
-        });
-        Self {
-            scope,
-            kernel,
+    pub(crate) fn open(open: impl FnOnce(&mut State) -> u32) -> Self {
+        running(|core| Self {
+            scope: core.with(open),
+            kernel: core.serial,
             _local: PhantomData,
-        }
+        })
     }
 
     /// Polls `future` inside the block.

@@ -56,11 +56,9 @@ pub(crate) use waker::Word;
 
 use crate::error::{Interrupt, RunError, panic_text};
 use inbox::{InboxOwner, Note};
-use lots::Lots;
 use nodes::Nodes;
 use reactor::Reactor;
 use ready::Ready;
-use scopes::Scopes;
 use task::{Pool, Tasks};
 use wheel::Wheel;
 
@@ -179,9 +177,7 @@ impl Core {
                 tasks: Tasks::new(),
                 ready: Ready::new(),
                 nodes: Nodes::new(),
-                lots: Lots::new(),
                 wheel: Wheel::new(),
-                scopes: Scopes::new(),
                 reactor,
                 clock: builder.clock,
                 epoch,

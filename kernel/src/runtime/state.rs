@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::inbox::Ticket;
-use super::lots::Lots;
-use super::nodes::{NIL, Node, Nodes, Phase, WaitKind};
+use super::nodes::{NIL, Node, Nodes, Phase, Term, WaitKind};
 use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
-use super::scopes::Scopes;
 use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
 use super::wheel::Wheel;
@@ -24,9 +22,7 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
-    pub(crate) lots: Lots,
     pub(super) wheel: Wheel,
-    pub(super) scopes: Scopes,
     pub(crate) reactor: Reactor,
     pub(super) clock: Box<dyn Clock>,
     pub(super) epoch: Instant,
@@ -99,14 +95,9 @@ impl State {
         key: u64,
         at: &'static Location<'static>,
     ) -> u32 {
-        let task = self.current;
-        let waits = &mut self.tasks[task].waits;
-        self.nodes
-            .insert_for(task, waits, kind, self.scope, key, at)
-    }
-
-    pub(crate) fn park(&mut self, node: u32, lot: u32) {
-        self.lots.park(&mut self.nodes, lot, node);
+        let waits = &mut self.tasks[self.current].waits;
+        let node = Node::new(kind, self.scope, key, at);
+        self.nodes.insert_for(self.current, waits, node)
     }
 
     pub(crate) fn arm_timer(&mut self, node: u32) {
@@ -135,7 +126,7 @@ impl State {
     pub(super) fn settle(&mut self, id: u32, phase: Phase) {
         let node = &mut self.nodes[id];
         node.set_phase(phase);
-        let task = node.task;
+        let task = node.task();
         if node.is_foreign() {
             self.wake_foreign(id);
         } else if task != NIL {
@@ -159,7 +150,7 @@ impl State {
     /// Wakes the task of a lot that waits longest. False if it is empty.
     #[inline]
     pub(crate) fn unpark_one(&mut self, lot: u32) -> bool {
-        match self.lots.unpark(&mut self.nodes, lot) {
+        match self.nodes.unpark(lot) {
             Some(node) => {
                 self.fire(node);
                 true
@@ -168,12 +159,17 @@ impl State {
         }
     }
 
+    /// Opens an empty lot.
+    pub(crate) fn open_lot(&mut self) -> u32 {
+        self.nodes.open_lot(self.nowhere)
+    }
+
     /// Drops a lot; whoever still waits in it is told so.
     pub(crate) fn close_lot(&mut self, lot: u32) {
-        while let Some(node) = self.lots.unpark(&mut self.nodes, lot) {
+        while let Some(node) = self.nodes.unpark(lot) {
             self.settle(node, Phase::Closed);
         }
-        self.lots.close(lot);
+        self.nodes.close_lot(lot);
     }
 
     /// An answer from another thread; a late one finds its wait gone.
@@ -203,8 +199,7 @@ impl State {
     pub(super) fn detach(&mut self, node: u32) {
         let key = self.nodes[node].key;
         match self.nodes[node].kind() {
-            WaitKind::Deadline | WaitKind::Sleep if self.nodes[node].prev == DUE => {}
-            WaitKind::Deadline | WaitKind::Sleep => self.wheel.cancel(&mut self.nodes, node),
+            WaitKind::Sleep => self.cancel_timer(node),
             WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
             WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
             WaitKind::Remote => self.remote_waits -= 1,
@@ -212,8 +207,16 @@ impl State {
             WaitKind::Foreign => {}
             kind => {
                 debug_assert!(kind.is_parked());
-                self.lots.remove(&mut self.nodes, key as u32, node);
+                self.nodes.leave_lot(node);
             }
+        }
+    }
+
+    /// Takes a timer off the wheel, if it is still there.
+    #[inline]
+    pub(super) fn cancel_timer(&mut self, node: u32) {
+        if self.nodes[node].prev != DUE {
+            self.wheel.cancel(&mut self.nodes, node);
         }
     }
 
@@ -238,7 +241,10 @@ impl State {
     /// Frees a node that is in no queue any more.
     #[inline]
     pub(super) fn free(&mut self, node: u32) {
-        if let Some(waker) = self.nodes.remove(node, &mut self.tasks) {
+        if let Some(slot) = self.tasks.get_mut(self.nodes[node].task()) {
+            self.nodes.unlink_from_task(node, &mut slot.waits);
+        }
+        if let Some(waker) = self.nodes.remove(node) {
             self.drop_later(waker);
         }
     }
@@ -250,7 +256,7 @@ impl State {
 
     /// Notes by which task and in which scope a leaf that waits was polled.
     pub(crate) fn refresh_wait(&mut self, node: u32) {
-        let task = self.nodes[node].task;
+        let task = self.nodes[node].task();
         if task != self.current {
             // The leaf was moved to another task since it was armed.
             if task != NIL {
@@ -288,9 +294,10 @@ impl State {
         }
         // In deadline order: a timeout that comes before a sleep of its body interrupts it, one that comes after finds it done.
         for timer in due.drain(..) {
-            match (self.nodes[timer].kind(), self.nodes[timer].phase()) {
-                (WaitKind::Deadline, _) => self.fire_deadline(timer),
-                (_, Phase::Armed) => self.fire(timer),
+            let node = &self.nodes[timer];
+            match node.is_scope() {
+                true if node.term() == Term::Running => self.fire_deadline(timer),
+                false if node.phase() == Phase::Armed => self.fire(timer),
                 _ => {}
             }
         }
