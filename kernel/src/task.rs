@@ -197,9 +197,7 @@ impl TaskRef {
 
     /// Names it, for the task dump.
     pub fn set_name(&self, name: &str) {
-        call::inspect(&self.body, |state, _| {
-            state.set_name(self.body.id, name.into())
-        });
+        call::inspect(&self.body, |state, slot| state.set_name(slot, name.into()));
     }
 
     /// How often it was polled.

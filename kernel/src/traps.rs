@@ -599,16 +599,11 @@ impl JoinPlace {
 
     #[inline]
     pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        if !self.wait.is_armed() && !body.is_live() {
+        let Self { wait, at } = self;
+        if !wait.is_armed() && !body.is_live() {
             return Poll::Ready(Ok(()));
         }
-        let at = self.at;
-        let fired = self.wait.poll(cx, |state| {
-            let task = body.slot.get();
-            let node = state.open_wait(WaitKind::Join, u64::from(task), at);
-            state.arm_join(node, task);
-            node
-        });
+        let fired = wait.poll(cx, |state| state.open_join(body.slot.get(), at));
         fired.map_ok(|_| ())
     }
 }

@@ -29,7 +29,7 @@ mod tests;
 mod waker;
 mod wheel;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -74,7 +74,7 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
-    pub(crate) pool: Pool,
+    pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
     pub(crate) serial: u32,
@@ -354,23 +354,17 @@ impl Core {
         at: &'static Location<'static>,
     ) -> Handle<F::Output> {
         let mut state = self.state.borrow_mut();
-        let parent = match state.current {
-            NIL => 0,
-            task => state.tasks[task].body.as_ref().map_or(0, |body| body.id),
-        };
+        let running = state.tasks.get(state.current);
+        let parent = running.and_then(|slot| slot.body.as_ref());
+        let parent = parent.map_or(0, |body| body.id);
         let id = state.tasks.next_id();
-        let handle = BodyRef::with_future(future, id, parent, self.id(), at);
+        let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
             handle.body().abort();
             return handle;
         }
-        let slot = state.tasks.insert(handle.body().clone());
-        if slot as usize >= state.ready.capacity() {
-            let slots = state.tasks.capacity();
-            state.ready.reserve(slots);
-        }
-        state.ready.push(slot);
+        state.admit(handle.body());
         handle
     }
 
@@ -395,6 +389,7 @@ impl Core {
 
     /// Runs up to `most` ready tasks, each until it waits, but none once `main` has ended. Says how many it took from the queue.
     fn run_ready(&self, most: u32, main: Option<&BodyRef>) -> u32 {
+        let kernel = self.id();
         let mut taken = 0;
         // Held from the end of one poll to the beginning of the next: one borrow for each task.
         let mut state = self.state.borrow_mut();
@@ -405,11 +400,11 @@ impl Core {
             taken += 1;
             let slot = &mut state.tasks[task];
             slot.flags.clear(Flags::QUEUED);
-            let Some(body) = slot.body.clone() else {
+            let Some(body) = slot.body.as_ref().map(BodyRef::hold) else {
                 state.tasks.free_slot(task); // it ended while it stood in the queue
                 continue;
             };
-            let word = Word::new(self.id(), slot.generation, task);
+            let word = Word::new(kernel, slot.flags.generation(), task);
             state.current = task;
             state.scope = ROOT;
             drop(state);
@@ -422,9 +417,7 @@ impl Core {
             state = self.state.borrow_mut();
             state.current = NIL;
             if ended || body.is_doomed() {
-                drop(state);
-                self.end(task, body, ended);
-                state = self.state.borrow_mut();
+                state = self.end(state, task, body, ended);
             } else {
                 body.release_shared(); // the slot has another
             }
@@ -433,12 +426,32 @@ impl Core {
     }
 
     /// After a poll in which the task ended, or was aborted.
-    fn end(&self, task: u32, body: BodyRef, ended: bool) {
-        if ended || body.abort() {
-            // `body` is still a reference, so dropping the slot's runs no user code.
-            self.with(|state| drop(state.finish(task)));
-            body.drop_unwanted_output();
+    #[inline]
+    fn end<'a>(
+        &'a self,
+        mut state: RefMut<'a, State>,
+        task: u32,
+        body: BodyRef,
+        ended: bool,
+    ) -> RefMut<'a, State> {
+        if !ended {
+            drop(state);
+            let aborted = body.abort();
+            state = self.state.borrow_mut();
+            if !aborted {
+                return state;
+            }
         }
+        state.finish(task).release_shared(); // there is `body`
+        if body.is_wanted() && state.aftermath.is_empty() {
+            body.release_shared();
+            return state;
+        }
+        drop(state);
+        self.clear_up();
+        body.drop_unwanted_output();
+        drop(body);
+        self.state.borrow_mut()
     }
 
     /// How many tasks to run before `must_look` has something to say.

@@ -293,13 +293,14 @@ impl Nodes {
     /// Puts a node into the table.
     #[inline]
     pub(crate) fn insert(&mut self, node: Node) -> u32 {
-        let id = self.free;
-        if let Some(place) = self.nodes.get_mut(id as usize) {
-            self.free = place.next;
-            *place = node;
-            return id;
+        if self.free == NIL {
+            self.grow();
         }
-        self.grow(node)
+        let id = self.free;
+        let place = &mut self.nodes[id as usize];
+        self.free = place.next;
+        *place = node;
+        id
     }
 
     /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`.
@@ -317,13 +318,14 @@ impl Nodes {
     }
 
     #[cold]
-    fn grow(&mut self, node: Node) -> u32 {
+    fn grow(&mut self) {
         assert!(
             self.nodes.len() < ID as usize,
             "more than 2^28 waits at once"
         );
-        self.nodes.push(node);
-        (self.nodes.len() - 1) as u32
+        self.free = self.nodes.len() as u32;
+        let free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
+        self.nodes.push(free);
     }
 
     /// Frees a leaf's node that is in no list any more. The waker it had must be dropped by the caller once no table is borrowed.

@@ -304,20 +304,38 @@ impl State {
         self.due = due;
     }
 
+    /// A slot for a new task, and a place at the end of the ready queue.
+    #[inline(always)]
+    pub(super) fn admit(&mut self, body: &BodyRef) {
+        let slot = match self.tasks.reuse(body) {
+            Some(slot) => slot,
+            None => self.admit_anew(body),
+        };
+        self.ready.push(slot);
+    }
+
+    /// The ready queue has room for every slot.
+    #[cold]
+    fn admit_anew(&mut self, body: &BodyRef) -> u32 {
+        let slot = self.tasks.push(body);
+        self.ready.reserve(self.tasks.capacity());
+        slot
+    }
+
     /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
     #[must_use]
+    #[inline(always)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        let slot = &self.tasks[task];
-        let is_bare = slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::CANCELLED);
+        let slot = &mut self.tasks[task];
+        let is_bare = slot.waits == NIL
+            && slot.scopes == NIL
+            && !slot.flags.has(Flags::CANCELLED.and(Flags::NAMED));
+        let joiners = std::mem::replace(&mut slot.joiners, NIL);
         if !is_bare {
             self.strip(task);
         }
-        self.fire_joiners(task);
-        let body = self.tasks.retire(task);
-        if !self.names.is_empty() {
-            self.names.remove(&body.id);
-        }
-        body
+        self.fire_joiners(joiners);
+        self.tasks.retire(task)
     }
 
     /// Cuts what a task that ends leaves behind.
@@ -334,6 +352,10 @@ impl State {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
         }
+        if self.tasks[task].flags.has(Flags::NAMED) {
+            let body = self.tasks[task].body.as_ref();
+            self.names.remove(&body.expect("it is about to end").id);
+        }
     }
 
     /// Drops an interrupt once no table is borrowed.
@@ -341,8 +363,17 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
+    /// A wait of the current task for the end of `task`.
+    #[inline]
+    pub(crate) fn open_join(&mut self, task: u32, at: &'static Location<'static>) -> u32 {
+        let node = self.open_wait(WaitKind::Join, u64::from(task), at);
+        self.arm_join(node, task);
+        node
+    }
+
     /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
-    pub(crate) fn arm_join(&mut self, node: u32, task: u32) {
+    #[inline]
+    fn arm_join(&mut self, node: u32, task: u32) {
         let first = self.tasks[task].joiners;
         if first == NIL {
             self.nodes[node].prev = node;
@@ -369,8 +400,9 @@ impl State {
         }
     }
 
-    pub(super) fn fire_joiners(&mut self, task: u32) {
-        let first = std::mem::replace(&mut self.tasks[task].joiners, NIL);
+    /// Fires those who wait for a task's end, in the order in which they came.
+    #[inline]
+    fn fire_joiners(&mut self, first: u32) {
         let mut node = first;
         while node != NIL {
             let next = self.nodes[node].next;
@@ -379,8 +411,11 @@ impl State {
         }
     }
 
-    pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
-        self.names.insert(task, name);
+    pub(crate) fn set_name(&mut self, task: u32, name: Rc<str>) {
+        let slot = &mut self.tasks[task];
+        slot.flags.set(Flags::NAMED);
+        let body = slot.body.as_ref().expect("only live tasks are named");
+        self.names.insert(body.id, name);
     }
 
     pub(crate) fn name(&self, task: u64) -> Option<Rc<str>> {
@@ -436,7 +471,7 @@ impl State {
     pub(super) fn is_current(&self, word: Word) -> bool {
         self.tasks
             .get(word.slot())
-            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
+            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.flags.generation()))
     }
 
     /// Every live task, the newest first.

@@ -19,7 +19,7 @@ use super::{Core, inbox};
 compile_error!("the integer waker needs 64-bit pointers");
 
 const SLOT_BITS: u32 = 28;
-const GENERATION_BITS: u32 = 24;
+pub(super) const GENERATION_BITS: u32 = 24;
 
 /// How many tasks a kernel can hold.
 pub(crate) const MAX_SLOTS: usize = 1 << SLOT_BITS;
