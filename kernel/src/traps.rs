@@ -49,6 +49,7 @@ use crate::task::{Task, TaskId, TaskRef};
 pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
+#[inline(always)]
 #[track_caller]
 fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
     runtime::with_current(|core| match core {
@@ -85,7 +86,7 @@ impl Wait {
     ///
     /// Nearly every wait is a first poll that arms it and a second that finds it fired. The first is a call, so that the second, which is
     /// short, need not save the registers of both.
-    #[inline]
+    #[inline(always)]
     fn poll(
         &mut self,
         cx: &Context<'_>,
@@ -95,7 +96,7 @@ impl Wait {
             return self.arm(cx, open);
         }
         running(|core| {
-            if self.kernel == core.serial && core.with(|state| state.collect(self.node)) {
+            if self.kernel == core.serial && core.collect(self.node) {
                 self.node = NIL;
                 return Poll::Ready(Ok(true));
             }
@@ -110,12 +111,7 @@ impl Wait {
         open: impl FnOnce(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
         running(|core| {
-            if !core.may_block()
-                && let Some(interrupt) = core.refusal()
-            {
-                return Poll::Ready(Err(interrupt));
-            }
-            (self.node, self.kernel) = (core.with(open), core.serial);
+            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
             if !core.is_own(cx.waker()) {
                 self.keep_waker(core, cx.waker());
             }
