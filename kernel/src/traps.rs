@@ -50,6 +50,7 @@ use crate::task::{Task, TaskId, TaskRef};
 pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
+#[inline(always)]
 #[track_caller]
 fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
     runtime::with_current(|core| match core {
@@ -83,51 +84,44 @@ impl Wait {
 
     /// Blocks: `open` makes the node and puts it into its queue, unless an interrupt is pending. The answer is whether the wait was
     /// fired; if not, what it waited for is gone.
-    #[inline]
+    ///
+    /// Nearly every wait is a first poll that arms it and a second that finds it fired. The first is a call, so that the second, which is
+    /// short, need not save the registers of both.
+    #[inline(always)]
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        mut open: impl FnMut(&mut State) -> u32,
+        open: impl FnOnce(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
+        if self.node == NIL {
+            return self.arm(cx, open);
+        }
         running(|core| {
-            // Nearly every wait is a first poll that arms and a second that finds it fired.
-            if self.node == NIL {
-                if core.is_own(cx.waker())
-                    && let Some(node) = core.with(|state| state.may_block().then(|| open(state)))
-                {
-                    (self.node, self.kernel) = (node, core.serial);
-                    return Poll::Pending;
-                }
-            } else if self.kernel == core.serial && core.with(|state| state.collect(self.node)) {
+            if self.kernel == core.serial && core.collect(self.node) {
                 self.node = NIL;
                 return Poll::Ready(Ok(true));
             }
-            self.poll_with_care(core, cx, &mut open)
+            self.proceed(core, cx)
         })
     }
 
-    /// As `poll`, whatever there is to it.
-    #[cold]
-    fn poll_with_care(
+    #[inline(never)]
+    fn arm(
         &mut self,
-        core: &Core,
         cx: &Context<'_>,
-        open: &mut dyn FnMut(&mut State) -> u32,
+        open: impl FnOnce(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
-        if self.node != NIL {
-            return self.proceed(core, cx);
-        }
-        if let Some(interrupt) = core.refusal() {
-            return Poll::Ready(Err(interrupt));
-        }
-        (self.node, self.kernel) = (core.with(open), core.serial);
-        if !core.is_own(cx.waker()) {
-            self.keep_waker(core, cx.waker());
-        }
-        Poll::Pending
+        running(|core| {
+            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
+            if !core.is_own(cx.waker()) {
+                self.keep_waker(core, cx.waker());
+            }
+            Poll::Pending
+        })
     }
 
     /// Goes on with a wait that was not fired.
+    #[cold]
     fn proceed(&mut self, core: &Core, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
         assert!(
             self.kernel == core.serial,
@@ -524,6 +518,7 @@ impl SchedWait<'_> {
 impl Future for SchedWait<'_> {
     type Output = Result<(), Interrupt>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {

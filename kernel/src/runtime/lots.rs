@@ -30,21 +30,24 @@ impl Nodes {
     /// Puts `node` at the end of `lot`.
     #[inline]
     pub(crate) fn park(&mut self, node: u32, lot: u32) {
-        let last = std::mem::replace(&mut self[lot].prev, node);
-        self[last].next = node;
-        (self[node].prev, self[node].next) = (last, lot);
+        let nodes = self.as_mut_slice();
+        let last = std::mem::replace(&mut nodes[lot as usize].prev, node);
+        nodes[last as usize].next = node;
+        let node = &mut nodes[node as usize];
+        (node.prev, node.next) = (last, lot);
     }
 
     /// Takes out the node that waits longest in `lot`.
     #[inline]
     pub(crate) fn unpark(&mut self, lot: u32) -> Option<u32> {
-        let first = self[lot].next;
+        let nodes = self.as_mut_slice();
+        let first = nodes[lot as usize].next;
         if first == lot {
             return None;
         }
-        let next = self[first].next;
-        self[lot].next = next;
-        self[next].prev = lot;
+        let next = nodes[first as usize].next;
+        nodes[lot as usize].next = next;
+        nodes[next as usize].prev = lot;
         Some(first)
     }
 

@@ -111,6 +111,7 @@ thread_local! {
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Calls `f` with the running kernel.
+#[inline(always)]
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
     waker::with_current(f)
 }
@@ -119,10 +120,11 @@ pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
 /// kernel must ask by this number: ids are given out again, and would lead it to the tables of a stranger.
 #[inline]
 pub(crate) fn with_kernel<R>(serial: u32, f: impl FnOnce(&Core) -> R) -> Option<R> {
-    waker::with_current(|core| match core {
-        Some(core) if core.serial == serial => Some(f(core)),
-        _ => with_known(|known| known.serial == serial, f),
-    })
+    with_current_or_known(
+        |core| core.serial == serial,
+        |known| known.serial == serial,
+        f,
+    )
 }
 
 /// Calls `f` with the kernel of a task that has not ended: then the kernel has not either, and its id is its own.
@@ -130,9 +132,30 @@ pub(crate) fn with_kernel_of<R>(body: &BodyRef, f: impl FnOnce(&Core) -> R) -> O
     if !body.is_live() {
         return None;
     }
-    waker::with_current(|core| match core {
-        Some(core) if core.id() == body.kernel => Some(f(core)),
-        _ => with_known(|known| known.id == body.kernel, f),
+    with_current_or_known(
+        |core| core.id() == body.kernel,
+        |known| known.id == body.kernel,
+        f,
+    )
+}
+
+#[inline]
+fn with_current_or_known<R>(
+    is_it: impl FnOnce(&Core) -> bool,
+    is_known_as: impl Fn(&Known) -> bool,
+    f: impl FnOnce(&Core) -> R,
+) -> Option<R> {
+    waker::with_current(|core| {
+        let mut elsewhere = None;
+        // One place that calls `f`, or it would not be inlined.
+        let result = f(match core {
+            Some(core) if is_it(core) => core,
+            _ => elsewhere.insert(find_known(is_known_as)?),
+        });
+        if let Some(core) = elsewhere {
+            core.nudge();
+        }
+        Some(result)
     })
 }
 
@@ -147,9 +170,9 @@ pub(crate) fn exists(serial: u32) -> bool {
     KERNELS.try_with(find).unwrap_or(false)
 }
 
-/// Calls `f` with a kernel of this thread that is not the running one.
+/// A kernel of this thread, running or not.
 #[cold]
-fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> Option<R> {
+fn find_known(is_it: impl Fn(&Known) -> bool) -> Option<Rc<Core>> {
     let find = |kernels: &RefCell<Vec<Known>>| {
         kernels
             .borrow()
@@ -157,10 +180,7 @@ fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> 
             .find(|known| is_it(known))
             .and_then(|known| known.core.upgrade())
     };
-    let core = KERNELS.try_with(find).ok().flatten()?;
-    let result = f(&core);
-    core.nudge();
-    Some(result)
+    KERNELS.try_with(find).ok().flatten()
 }
 
 impl Core {
@@ -254,13 +274,33 @@ impl Core {
         }
     }
 
-    /// R4: what a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then.
+    #[inline]
+    pub(crate) fn open_wait(&self, open: impl FnOnce(&mut State) -> u32) -> Result<u32, Interrupt> {
+        let mut state = self.state.borrow_mut();
+        if !state.may_block() {
+            drop(state);
+            if let Some(interrupt) = self.refusal() {
+                return Err(interrupt);
+            }
+            state = self.state.borrow_mut();
+        }
+        Ok(open(&mut state))
+    }
+
+    /// What a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
     #[cold]
-    pub(crate) fn refusal(&self) -> Option<Interrupt> {
+    fn refusal(&self) -> Option<Interrupt> {
         self.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");
             state.pending_interrupt()
         })
+    }
+
+    /// Ends a wait if it has been fired.
+    #[inline(always)]
+    pub(crate) fn collect(&self, node: u32) -> bool {
+        self.state.borrow_mut().collect(node)
     }
 
     /// Makes the scope around a block current again.

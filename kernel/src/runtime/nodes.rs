@@ -131,6 +131,9 @@ const _: () = assert!(size_of::<Node>() == 40);
 /// The scope that stands for the task itself.
 pub(crate) const ROOT: u32 = ID;
 
+/// In place of a node's task.
+pub(crate) const NOBODY: u32 = ID;
+
 /// A scope's or a task's number within a word. All ones stand for none.
 const ID: u32 = 0x0fff_ffff;
 const KIND_SHIFT: u32 = 28;
@@ -163,17 +166,18 @@ impl Node {
         }
     }
 
-    /// Slot of the task in whose list it is; `NIL` if it is in none.
-    #[inline]
+    /// Slot of the task in whose list it is; [`NOBODY`], which is no slot's number, if it is in none.
     pub(crate) const fn task(&self) -> u32 {
-        match self.owner & ID {
-            ID => NIL,
-            task => task,
-        }
+        self.owner & ID
+    }
+
+    /// It was taken out of the list of a task that ended.
+    pub(crate) const fn orphan(&mut self) {
+        self.owner |= NOBODY;
     }
 
     const fn set_task(&mut self, task: u32) {
-        self.owner = (self.owner & !ID) | (task & ID);
+        self.owner = (self.owner & !ID) | task;
     }
 
     pub(crate) const fn scope(&self) -> u32 {
@@ -344,7 +348,7 @@ impl Nodes {
         let node = &mut self[id];
         // A late answer from another thread looks at kind and key; a free node must not pass for one. Nor must it lead anywhere
         // whoever takes it for the scope that it was.
-        (node.owner, node.meta) = (ID, ROOT);
+        (node.owner, node.meta) = (NOBODY, ROOT);
         node.next = free;
     }
 
@@ -371,6 +375,12 @@ impl Nodes {
         self.foreign[id as usize].take()
     }
 
+    /// For those who change several: a store to a node does not make them look again for where the table is.
+    #[inline]
+    pub(super) fn as_mut_slice(&mut self) -> &mut [Node] {
+        &mut self.nodes
+    }
+
     pub(crate) fn get(&self, id: u32) -> Option<&Node> {
         self.nodes.get(id as usize)
     }
@@ -388,18 +398,18 @@ impl Nodes {
         *head = id;
     }
 
-    /// Takes `id` out of the list that begins at `head`.
+    /// Takes `id` out of the list that begins at `head`. Its task is for the caller to change.
     #[inline]
     pub(crate) fn unlink_from_task(&mut self, id: u32, head: &mut u32) {
-        let node = &mut self[id];
-        node.set_task(NIL);
+        let nodes = self.as_mut_slice();
+        let node = &nodes[id as usize];
         let (prev, next) = (node.task_prev, node.task_next);
         match prev {
             NIL => *head = next,
-            prev => self[prev].task_next = next,
+            prev => nodes[prev as usize].task_next = next,
         }
         if next != NIL {
-            self[next].task_prev = prev;
+            nodes[next as usize].task_prev = prev;
         }
     }
 }

@@ -80,9 +80,11 @@ impl State {
     #[cold]
     fn adopt_scope(&mut self, scope: u32) {
         self.unlink_scope(scope);
-        if let Some(slot) = self.tasks.get_mut(self.current) {
-            self.nodes
-                .link_to_task(scope, self.current, &mut slot.scopes);
+        match self.tasks.get_mut(self.current) {
+            Some(slot) => self
+                .nodes
+                .link_to_task(scope, self.current, &mut slot.scopes),
+            None => self.nodes[scope].orphan(),
         }
     }
 
@@ -154,8 +156,8 @@ impl State {
         {
             // R7
             self.nodes[outer].set_term(Term::Fired);
-            if task != NIL {
-                self.tasks[task].flags.set(Flags::PENDING);
+            if let Some(slot) = self.tasks.get_mut(task) {
+                slot.flags.set(Flags::PENDING);
             }
         }
         let has_fired = matches!(term, Term::Fired | Term::Told);
@@ -397,7 +399,9 @@ impl State {
     /// A task ended: scopes that outlive it belong to nobody, until a task polls them.
     pub(crate) fn orphan_scopes(&mut self, task: u32) {
         while self.tasks[task].scopes != NIL {
-            self.unlink_scope(self.tasks[task].scopes);
+            let scope = self.tasks[task].scopes;
+            self.unlink_scope(scope);
+            self.nodes[scope].orphan();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::inbox::Ticket;
-use super::nodes::{NIL, Node, Nodes, Phase, Term, WaitKind};
+use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
 use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
 use super::task::{BodyRef, Flags, Tasks};
@@ -129,8 +129,21 @@ impl State {
         let task = node.task();
         if node.is_foreign() {
             self.wake_foreign(id);
-        } else if task != NIL {
+        } else if !self.aftermath.is_empty() {
+            self.wake_in_turn(task);
+        } else if task != NOBODY {
             self.make_ready(task);
+        }
+    }
+
+    /// Makes a task ready behind those that foreign wakers, which are still to be called, will make ready.
+    #[cold]
+    fn wake_in_turn(&mut self, task: u32) {
+        if let Some(slot) = self.tasks.get(task)
+            && let Some(body) = &slot.body
+        {
+            let word = Word::new(body.kernel, slot.flags.generation(), task);
+            self.aftermath.push(Aftermath::Wake(word.waker()));
         }
     }
 
@@ -229,23 +242,30 @@ impl State {
     }
 
     /// Ends a wait if it has been fired.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn collect(&mut self, node: u32) -> bool {
         let has_fired = self.nodes[node].phase() == Phase::Fired;
         if has_fired {
-            self.free(node);
+            // Its waker, had it one of its own, was taken to be woken.
+            self.unlink_wait(node);
+            self.nodes.put_back(node);
         }
         has_fired
     }
 
-    /// Frees a node that is in no queue any more.
-    #[inline]
+    /// Frees a leaf's node that is in no queue any more.
     pub(super) fn free(&mut self, node: u32) {
-        if let Some(slot) = self.tasks.get_mut(self.nodes[node].task()) {
-            self.nodes.unlink_from_task(node, &mut slot.waits);
-        }
+        self.unlink_wait(node);
         if let Some(waker) = self.nodes.remove(node) {
             self.drop_later(waker);
+        }
+    }
+
+    /// Takes a leaf's node out of its task's list.
+    #[inline(always)]
+    fn unlink_wait(&mut self, node: u32) {
+        if let Some(slot) = self.tasks.get_mut(self.nodes[node].task()) {
+            self.nodes.unlink_from_task(node, &mut slot.waits);
         }
     }
 
@@ -259,10 +279,7 @@ impl State {
         let task = self.nodes[node].task();
         if task != self.current {
             // The leaf was moved to another task since it was armed.
-            if task != NIL {
-                let waits = &mut self.tasks[task].waits;
-                self.nodes.unlink_from_task(node, waits);
-            }
+            self.unlink_wait(node);
             let waits = &mut self.tasks[self.current].waits;
             self.nodes.link_to_task(node, self.current, waits);
         }
@@ -347,8 +364,8 @@ impl State {
         while self.tasks[task].waits != NIL {
             // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
             let node = self.tasks[task].waits;
-            let waits = &mut self.tasks[task].waits;
-            self.nodes.unlink_from_task(node, waits);
+            self.unlink_wait(node);
+            self.nodes[node].orphan();
         }
         self.orphan_scopes(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
