@@ -30,6 +30,7 @@
 //! # Panics
 //! Traps are requests of a task: outside one, polling them panics.
 
+use std::borrow::Borrow;
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -157,6 +158,7 @@ impl Wait {
     /// The leaf is polled with a waker of its own, which is what must be woken then.
     #[cold]
     fn keep_waker(&self, core: &Core, waker: &Waker) {
+        core.with(|state| state.keep_at_end(self.node));
         let waker = waker.clone(); // user code, so no table is borrowed
         core.with(|state| state.set_waker(self.node, Some(waker)));
     }
@@ -177,6 +179,11 @@ impl Wait {
 
     const fn is_armed(&self) -> bool {
         self.node != NIL
+    }
+
+    /// Its node was freed by whoever fired it.
+    const fn forget(&mut self) {
+        self.node = NIL;
     }
 }
 
@@ -548,23 +555,17 @@ pub(crate) fn wake_one(lot: &Lot) -> bool {
 /// Cancellation point: only if the task has not ended. If dropped, the wait is abandoned.
 #[track_caller]
 pub fn join_wait(task: &TaskRef) -> JoinWait {
-    JoinWait {
-        body: task.body().clone(),
-        wait: JoinPlace::new(Location::caller()),
-    }
+    JoinWait(JoinPlace::new(task.body().clone(), Location::caller()))
 }
 
 /// Waits for the end of a task; made by [`join_wait`].
 #[must_use = "a trap does nothing until it is awaited"]
-pub struct JoinWait {
-    body: BodyRef,
-    wait: JoinPlace,
-}
+pub struct JoinWait(JoinPlace<BodyRef>);
 
 impl std::fmt::Debug for JoinWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinWait")
-            .field("task", &self.body.id)
+            .field("task", &self.0.body.id)
             .finish_non_exhaustive()
     }
 }
@@ -572,35 +573,51 @@ impl std::fmt::Debug for JoinWait {
 impl Future for JoinWait {
     type Output = Result<(), Interrupt>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { body, wait } = self.get_mut();
-        wait.poll(body, cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx)
     }
 }
 
 /// A place among those who wait for a task's end.
-#[derive(Debug)]
-pub(crate) struct JoinPlace {
+pub(crate) struct JoinPlace<B: Borrow<BodyRef>> {
+    body: B,
     wait: Wait,
     at: &'static Location<'static>,
 }
 
-impl JoinPlace {
-    pub(crate) const fn new(at: &'static Location<'static>) -> Self {
+impl<B: Borrow<BodyRef>> JoinPlace<B> {
+    pub(crate) const fn new(body: B, at: &'static Location<'static>) -> Self {
         Self {
+            body,
             wait: Wait::IDLE,
             at,
         }
     }
 
     #[inline]
-    pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        let Self { wait, at } = self;
-        if !wait.is_armed() && !body.is_live() {
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
+        let body = self.body.borrow();
+        if body.has_freed_joiners() {
+            self.wait.forget();
             return Poll::Ready(Ok(()));
         }
-        let fired = wait.poll(cx, |state| state.open_join(body.slot.get(), at));
+        if !self.wait.is_armed() && !body.is_live() {
+            return Poll::Ready(Ok(()));
+        }
+        let at = self.at;
+        let fired = self
+            .wait
+            .poll(cx, |state| state.open_join(body.slot.get(), at));
         fired.map_ok(|_| ())
+    }
+}
+
+impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.body.borrow().has_freed_joiners() {
+            self.wait.forget();
+        }
     }
 }
 

@@ -351,8 +351,11 @@ impl State {
         if !is_bare {
             self.strip(task);
         }
-        self.fire_joiners(joiners);
-        self.tasks.retire(task)
+        let body = self.tasks.retire(task);
+        if joiners != NIL {
+            self.fire_joiners(joiners, body.keeps_joiners());
+        }
+        body
     }
 
     /// Cuts what a task that ends leaves behind.
@@ -405,26 +408,43 @@ impl State {
         self.nodes[first].prev = node;
     }
 
+    /// A wait whose node must not go while user code runs: the task that is waited for may end in it.
+    pub(crate) fn keep_at_end(&self, node: u32) {
+        let node = &self.nodes[node];
+        if (node.kind(), node.phase()) == (WaitKind::Join, Phase::Armed) {
+            let body = self.tasks[node.key as u32].body.as_ref();
+            body.expect("only a live task is waited for").keep_joiners();
+        }
+    }
+
     pub(super) fn disarm_join(&mut self, node: u32) {
         let Node {
             prev, next, key, ..
         } = self.nodes[node];
         self.nodes[prev].next = next;
         self.nodes[next].prev = prev;
-        let first = &mut self.tasks[key as u32].joiners;
-        if *first == node {
-            *first = if next == node { NIL } else { next };
+        let slot = &mut self.tasks[key as u32];
+        if slot.joiners == node {
+            slot.joiners = if next == node { NIL } else { next };
         }
+        let body = slot.body.as_ref();
+        body.expect("only a live task is waited for").keep_joiners();
     }
 
-    /// Fires those who wait for a task's end, in the order in which they came.
+    /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
     #[inline]
-    fn fire_joiners(&mut self, first: u32) {
+    fn fire_joiners(&mut self, first: u32, keep: bool) {
         let mut node = first;
-        while node != NIL {
+        loop {
             let next = self.nodes[node].next;
             self.fire(node);
-            node = if next == first { NIL } else { next };
+            if !keep {
+                self.free(node);
+            }
+            if next == first {
+                break;
+            }
+            node = next;
         }
     }
 

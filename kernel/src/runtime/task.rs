@@ -69,6 +69,8 @@ const CANCELLED: u8 = 1;
 const DETACHED: u8 = 2;
 /// To be dropped instead of polled, or as soon as the poll it is in returns.
 const DOOMED: u8 = 4;
+/// The nodes of those who wait for its end outlive it.
+const KEEPS_JOINERS: u8 = 8;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -93,6 +95,21 @@ impl Header {
         before & CANCELLED == 0
     }
 
+    /// Whether it has ended, and its end has freed the nodes of those who waited for it, so that they need not look into any table.
+    /// So it is for nearly all tasks; but once one of the waits was given up or interrupted, nobody could tell whether it was that of his.
+    #[inline]
+    pub(crate) fn has_freed_joiners(&self) -> bool {
+        !self.is_live() && !self.keeps_joiners()
+    }
+
+    pub(crate) fn keeps_joiners(&self) -> bool {
+        self.marks.get() & KEEPS_JOINERS != 0
+    }
+
+    pub(crate) fn keep_joiners(&self) {
+        self.marks.set(self.marks.get() | KEEPS_JOINERS);
+    }
+
     pub(crate) fn is_doomed(&self) -> bool {
         self.marks.get() & DOOMED != 0
     }
@@ -110,6 +127,7 @@ struct VTable {
     /// Where the place begins. All that it can hold begins there, so that a value is taken out without a call.
     place: usize,
     layout: Layout,
+    is_pooled: bool,
 }
 
 /// `header` comes first, so that a pointer to the body is one to its header.
@@ -132,6 +150,7 @@ impl<F: Future> Body<F> {
         clear: Self::clear,
         place: offset_of!(Self, place),
         layout: Layout::new::<Self>(),
+        is_pooled: is_pooled(Layout::new::<Self>()),
     };
 
     /// # Safety
@@ -240,7 +259,16 @@ impl BodyRef {
         let place = UnsafeCell::new(Place {
             future: ManuallyDrop::new(future),
         });
-        let block = pool.take(Body::<F>::VTABLE.layout).cast::<Body<F>>();
+        let layout = Body::<F>::VTABLE.layout;
+        let block = match Body::<F>::VTABLE.is_pooled {
+            true => pool.take(layout),
+            false => {
+                // SAFETY: a body is never empty: it has a header.
+                let block = unsafe { alloc(layout) };
+                NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
+            }
+        };
+        let block = block.cast::<Body<F>>();
         // SAFETY: the block is fresh, large enough and aligned for a `Body<F>`.
         unsafe { block.write(Body { header, place }) };
         Handle {
@@ -394,7 +422,12 @@ impl BodyRef {
             self.clear();
         }
         // SAFETY: this was the last reference; the block was allocated with this layout.
-        unsafe { Pool::give(self.0.cast(), self.vtable.layout) };
+        unsafe {
+            match self.vtable.is_pooled {
+                true => Pool::give(self.0.cast()),
+                false => dealloc(self.0.as_ptr().cast(), self.vtable.layout),
+            }
+        };
     }
 }
 
@@ -444,7 +477,7 @@ impl<T> Handle<T> {
 const LARGEST_POOLED: usize = 1024;
 const GRAIN: usize = align_of::<Header>();
 /// Size and alignment of a chunk, so that a block's address says where its chunk begins.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 256 * 1024;
 const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK, CHUNK) {
     Ok(layout) => layout,
     Err(_) => panic!("a power of two is an alignment"),
@@ -493,13 +526,9 @@ impl Pool {
         }
     }
 
+    /// A block of that `layout`, which is a pooled one.
     #[inline]
     fn take(&self, layout: Layout) -> NonNull<u8> {
-        if !is_pooled(layout) {
-            // SAFETY: a body is never empty: it has a header.
-            let block = unsafe { alloc(layout) };
-            return NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout));
-        }
         let head = self.heads[layout.size() / GRAIN].get();
         // SAFETY: a head is null or a chunk of ours, and what is on its list are free blocks that `give` wrote to.
         unsafe {
@@ -576,14 +605,9 @@ impl Pool {
     /// Takes a block back, if need be into the pool of a kernel that is gone.
     ///
     /// # Safety
-    /// `block` came from `take` with `layout`, on this thread, and is in nobody's use.
+    /// `block` came from `take`, on this thread, and is in nobody's use.
     #[inline]
-    unsafe fn give(block: NonNull<u8>, layout: Layout) {
-        if !is_pooled(layout) {
-            // SAFETY: per contract.
-            unsafe { dealloc(block.as_ptr(), layout) };
-            return;
-        }
+    unsafe fn give(block: NonNull<u8>) {
         let chunk = block
             .as_ptr()
             .map_addr(|address| address & !(CHUNK - 1))
@@ -920,14 +944,14 @@ mod tests {
         bytes.iter().all(|&byte| byte == with as u8)
     }
 
-    fn give(block: NonNull<u8>, layout: Layout) {
+    fn give(block: NonNull<u8>) {
         // SAFETY: the tests give each block back once.
-        unsafe { Pool::give(block, layout) };
+        unsafe { Pool::give(block) };
     }
 
     #[test]
     fn blocks_do_not_overlap_and_an_empty_chunk_goes_back() {
-        for (size, align) in [(64, 8), (72, 8), (80, 16), (1024, 8), (1040, 8), (96, 32)] {
+        for (size, align) in [(64, 8), (72, 8), (80, 16), (1024, 8)] {
             let layout = Layout::from_size_align(size, align).unwrap();
             let pool = Pool::new();
             for round in 0..3 {
@@ -935,17 +959,13 @@ mod tests {
                 for (n, &block) in blocks.iter().enumerate() {
                     assert!(is_filled(block, layout, n), "size {size}, round {round}");
                 }
-                if !is_pooled(layout) {
-                    blocks.into_iter().for_each(|block| give(block, layout));
-                    continue;
-                }
                 let (most, used) = pool.chunks(layout);
                 assert_eq!(used, 1000);
                 assert!(most * (CHUNK - FIRST_BLOCK) / size >= 1000);
                 // Every third first, so that chunks are found full, with room and empty.
                 for k in 0..3 {
                     for &block in blocks.iter().skip(k).step_by(3) {
-                        give(block, layout);
+                        give(block);
                     }
                 }
                 assert_eq!(pool.chunks(layout), (1, 0), "size {size}, round {round}");
@@ -961,12 +981,12 @@ mod tests {
         let (chunks, _) = pool.chunks(layout);
         for _ in 0..10 {
             for block in blocks.drain(..500) {
-                give(block, layout);
+                give(block);
             }
             blocks.extend(take(&pool, layout, 500));
             assert!(pool.chunks(layout).0 <= chunks);
         }
-        blocks.into_iter().for_each(|block| give(block, layout));
+        blocks.into_iter().for_each(give);
     }
 
     #[test]
@@ -975,12 +995,12 @@ mod tests {
         let pool = Box::new(Pool::new());
         let mut blocks = take(&pool, layout, 300);
         for block in blocks.drain(100..200) {
-            give(block, layout);
+            give(block);
         }
         drop(pool);
         for (n, &block) in (0..100).chain(200..300).zip(&blocks) {
             assert!(is_filled(block, layout, n));
         }
-        blocks.into_iter().for_each(|block| give(block, layout));
+        blocks.into_iter().for_each(give);
     }
 }
