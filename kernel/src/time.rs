@@ -26,7 +26,7 @@ pub fn now() -> Instant {
     call::clock()
 }
 
-/// Waits for `duration`, counted from its first poll, and says what time it is then. Never wakes early; zero lets every other ready task run.
+/// Waits for `duration`, counted from its first poll, and says what time it was when that was over. Never wakes early; zero lets every other ready task run.
 ///
 /// Cancellation point: yes. If dropped, its timer is gone.
 ///

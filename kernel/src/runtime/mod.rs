@@ -201,6 +201,7 @@ impl Core {
                 reactor,
                 clock: builder.clock,
                 epoch,
+                fired_at: 0,
                 serial,
                 current: NIL,
                 scope: ROOT,

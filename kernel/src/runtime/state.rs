@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) reactor: Reactor,
     pub(super) clock: Box<dyn Clock>,
     pub(super) epoch: Instant,
+    /// When timers were last looked at.
+    pub(super) fired_at: u64,
     /// The kernel's serial number, as in `Core`.
     pub(crate) serial: u32,
     /// Slot of the task that is being polled.
@@ -85,6 +87,11 @@ impl State {
 
     pub(super) fn instant(&self, ticks: u64) -> Instant {
         self.epoch + Duration::from_nanos(ticks)
+    }
+
+    /// A time at which every timer that fired had run out, and after all that tasks knew when they set them.
+    pub(crate) fn fired_at(&self) -> Instant {
+        self.instant(self.fired_at)
     }
 
     /// A wait of the current task, in its list of waits and in no queue yet.
@@ -304,6 +311,7 @@ impl State {
             return;
         }
         let now = self.time();
+        self.fired_at = now;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(&mut self.nodes, now, &mut due);
         for &timer in &due {
