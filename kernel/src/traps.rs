@@ -594,7 +594,7 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
         let body = self.body.borrow();
         if body.has_freed_joiners() {

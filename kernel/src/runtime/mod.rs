@@ -459,8 +459,8 @@ impl Core {
         taken
     }
 
-    /// After a poll in which the task ended, or was aborted.
-    #[inline]
+    /// After a poll in which the task ended, or was aborted. A call of its own leaves the registers to the loop.
+    #[inline(never)]
     fn end<'a>(
         &'a self,
         mut state: RefMut<'a, State>,
