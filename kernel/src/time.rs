@@ -177,20 +177,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let block = this.block.get_or_insert_with(|| {
-            Timeout::open(|state| {
-                let deadline = match *this.limit {
-                    Limit::None => None,
-                    Limit::After(duration) => Some(state.after(duration)),
-                    Limit::At(at) => Some(state.ticks(at)),
-                };
-                state.open_block(deadline)
-            })
-        });
-        let outcome = ready!(block.poll(this.body, cx));
+        let inside = match this.block {
+            Some(block) => block.enter(),
+            None => {
+                let (block, inside) = Timeout::open_and_enter(|state| {
+                    let deadline = match *this.limit {
+                        Limit::None => None,
+                        Limit::After(duration) => Some(state.after(duration)),
+                        Limit::At(at) => Some(state.ticks(at)),
+                    };
+                    state.open_block(deadline)
+                });
+                *this.block = Some(block);
+                inside
+            }
+        };
+        let outcome = ready!(this.body.poll(cx));
         let timed_out =
             matches!(&outcome, Err(error) if error.interrupt().is_some_and(Interrupt::is_timeout));
-        let expiry = this.block.take().expect("opened above").unset(timed_out);
+        let block = this.block.take().expect("opened above");
+        let expiry = inside.unset(block, timed_out);
         Poll::Ready(match (expiry, outcome) {
             (Expiry::Enclosing, Err(error)) => {
                 Err(error.replace_interrupt(Interrupt::TimeoutCancellation))

@@ -1025,12 +1025,37 @@ pub enum Expiry {
 
 impl Timeout {
     /// `open` makes the scope.
-    #[inline]
     pub(crate) fn open(open: impl FnOnce(&mut State) -> u32) -> Self {
         running(|core| Self {
             scope: core.with(open),
             kernel: core.serial,
             _local: PhantomData,
+        })
+    }
+
+    /// As `open`, and goes inside.
+    #[inline]
+    pub(crate) fn open_and_enter(open: impl FnOnce(&mut State) -> u32) -> (Self, Inside) {
+        let mut outer = NIL;
+        let block = Self::open(|state| {
+            let scope = open(state);
+            outer = state.enter_scope(scope);
+            scope
+        });
+        (block, Inside { outer })
+    }
+
+    /// Goes inside the block, until the answer is dropped.
+    #[inline]
+    pub(crate) fn enter(&self) -> Inside {
+        running(|core| {
+            assert!(
+                self.kernel == core.serial,
+                "a timeout block of one kernel was polled in another"
+            );
+            Inside {
+                outer: core.with(|state| state.enter_scope(self.scope)),
+            }
         })
     }
 
@@ -1040,14 +1065,7 @@ impl Timeout {
         future: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
-        let outer = running(|core| {
-            assert!(
-                self.kernel == core.serial,
-                "a timeout block of one kernel was polled in another"
-            );
-            core.with(|state| state.enter_scope(self.scope))
-        });
-        let _restore = Restore(outer);
+        let _inside = self.enter();
         future.poll(cx)
     }
 
@@ -1058,12 +1076,7 @@ impl Timeout {
             core.with(|state| state.exit_timeout(self.scope, timed_out))
         });
         std::mem::forget(self);
-        match verdict {
-            None | Some(Verdict::Keep) => Expiry::Not,
-            Some(Verdict::Expired) => Expiry::Own,
-            Some(Verdict::Enclosing) => Expiry::Enclosing,
-            Some(Verdict::Uncaught) => Expiry::Uncaught,
-        }
+        verdict.map_or(Expiry::Not, Expiry::from)
     }
 }
 
@@ -1075,11 +1088,41 @@ impl Drop for Timeout {
     }
 }
 
-/// Makes the scope around a block current again, also when the body's poll panics.
-struct Restore(u32);
+impl From<Verdict> for Expiry {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Keep => Self::Not,
+            Verdict::Expired => Self::Own,
+            Verdict::Enclosing => Self::Enclosing,
+            Verdict::Uncaught => Self::Uncaught,
+        }
+    }
+}
 
-impl Drop for Restore {
+/// While it lives, a timeout block or a shield is the current one of the running task. Dropped, also by a panic, the one around is.
+#[must_use = "dropped, it leaves the block"]
+pub(crate) struct Inside {
+    outer: u32,
+}
+
+impl Inside {
+    /// Leaves the block and closes it: [`Timeout::unset`], while still inside.
+    #[inline]
+    pub(crate) fn unset(self, block: Timeout, timed_out: bool) -> Expiry {
+        let verdict = running(|core| {
+            core.with(|state| {
+                state.leave_scope(self.outer);
+                state.exit_timeout(block.scope, timed_out)
+            })
+        });
+        std::mem::forget((self, block));
+        verdict.into()
+    }
+}
+
+impl Drop for Inside {
+    #[inline]
     fn drop(&mut self) {
-        running(|core| core.leave_scope(self.0));
+        running(|core| core.with(|state| state.leave_scope(self.outer)));
     }
 }

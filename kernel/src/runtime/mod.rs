@@ -303,11 +303,6 @@ impl Core {
         self.state.borrow_mut().collect(node)
     }
 
-    /// Makes the scope around a block current again.
-    pub(crate) fn leave_scope(&self, outer: u32) {
-        self.state.borrow_mut().scope = outer;
-    }
-
     /// Whether `waker` is the running task's own, not one that a combinator made.
     #[inline]
     pub(crate) fn is_own(&self, waker: &Waker) -> bool {

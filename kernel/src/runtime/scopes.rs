@@ -76,6 +76,11 @@ impl State {
         std::mem::replace(&mut self.scope, scope)
     }
 
+    /// Makes the scope around a block current again.
+    pub(crate) fn leave_scope(&mut self, outer: u32) {
+        self.scope = outer;
+    }
+
     /// The block's future was moved to another task.
     #[cold]
     fn adopt_scope(&mut self, scope: u32) {
@@ -91,18 +96,21 @@ impl State {
     /// Ends a scope.
     #[inline]
     pub(crate) fn close_scope(&mut self, scope: u32) {
-        self.disarm(scope);
         let node = &self.nodes[scope];
         let (task, parent) = (node.task(), node.scope());
+        if node.term() == Term::Running {
+            self.cancel_timer(scope);
+        }
         self.unlink_scope(scope);
         self.nodes.put_back(scope);
         let Some(slot) = self.tasks.get(task) else {
             return;
         };
+        let has_pending = slot.flags.has(Flags::PENDING);
         if slot.waits != NIL || slot.scopes != NIL {
             self.hand_over(task, scope, parent);
         }
-        if self.tasks[task].flags.has(Flags::PENDING) {
+        if has_pending {
             self.refresh_pending(task);
         }
     }
@@ -390,6 +398,7 @@ impl State {
     }
 
     /// Takes a scope out of its task's list.
+    #[inline]
     fn unlink_scope(&mut self, scope: u32) {
         if let Some(slot) = self.tasks.get_mut(self.nodes[scope].task()) {
             self.nodes.unlink_from_task(scope, &mut slot.scopes);
