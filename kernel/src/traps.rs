@@ -615,7 +615,7 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
 impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.body.borrow().has_freed_joiners() {
+        if self.wait.is_armed() && self.body.borrow().has_freed_joiners() {
             self.wait.forget();
         }
     }
