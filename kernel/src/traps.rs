@@ -595,7 +595,7 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
         let body = self.body.borrow();
         if body.has_freed_joiners() {
@@ -616,7 +616,7 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
 impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.body.borrow().has_freed_joiners() {
+        if self.wait.is_armed() && self.body.borrow().has_freed_joiners() {
             self.wait.forget();
         }
     }

@@ -29,7 +29,7 @@ mod tests;
 mod waker;
 mod wheel;
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -446,42 +446,29 @@ impl Core {
 
             state = self.state.borrow_mut();
             state.current = NIL;
-            if ended || body.is_doomed() {
-                state = self.end(state, task, body, ended);
-            } else {
+            if ended {
+                state.finish(task).release_shared(); // there is `body`
+                if body.is_wanted() && state.aftermath.is_empty() {
+                    body.release_shared(); // the handle has another
+                    continue;
+                }
+            } else if !body.is_doomed() {
                 body.release_shared(); // the slot has another
+                continue;
             }
+            drop(state);
+            self.bury(body);
+            state = self.state.borrow_mut();
         }
         taken
     }
 
-    /// After a poll in which the task ended, or was aborted.
-    #[inline]
-    fn end<'a>(
-        &'a self,
-        mut state: RefMut<'a, State>,
-        task: u32,
-        body: BodyRef,
-        ended: bool,
-    ) -> RefMut<'a, State> {
-        if !ended {
-            drop(state);
-            let aborted = body.abort();
-            state = self.state.borrow_mut();
-            if !aborted {
-                return state;
-            }
-        }
-        state.finish(task).release_shared(); // there is `body`
-        if body.is_wanted() && state.aftermath.is_empty() {
-            body.release_shared();
-            return state;
-        }
-        drop(state);
+    /// Drops what is left after a poll in which the task ended or was doomed. That runs user code.
+    #[inline(never)]
+    fn bury(&self, body: BodyRef) {
+        self.abort(&body); // does nothing to one that has ended
         self.clear_up();
         body.drop_unwanted_output();
-        drop(body);
-        self.state.borrow_mut()
     }
 
     /// How many tasks to run before `must_look` has something to say.

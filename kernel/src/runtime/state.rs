@@ -349,7 +349,7 @@ impl State {
 
     /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
     #[must_use]
-    #[inline(always)]
+    #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
         let slot = &mut self.tasks[task];
         let is_bare = slot.waits == NIL
@@ -442,17 +442,29 @@ impl State {
     /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
     #[inline]
     fn fire_joiners(&mut self, first: u32, keep: bool) {
-        let mut node = first;
+        let mut id = first;
         loop {
-            let next = self.nodes[node].next;
-            self.fire(node);
-            if !keep {
-                self.free(node);
+            let node = &self.nodes[id];
+            let (next, task) = (node.next, node.task());
+            if keep || node.is_foreign() || task == NIL {
+                self.fire_joiner_with_care(id, keep);
+            } else {
+                self.nodes.unlink_from_task(id, &mut self.tasks[task].waits);
+                self.nodes.put_back(id);
+                self.make_ready(task);
             }
             if next == first {
                 break;
             }
-            node = next;
+            id = next;
+        }
+    }
+
+    #[cold]
+    fn fire_joiner_with_care(&mut self, node: u32, keep: bool) {
+        self.fire(node);
+        if !keep {
+            self.free(node);
         }
     }
 

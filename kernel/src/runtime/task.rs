@@ -456,19 +456,27 @@ impl<T> Handle<T> {
     #[inline]
     pub(crate) fn take(&self) -> Option<Result<T, JoinError>> {
         match self.body().stage.get() {
-            Stage::Idle | Stage::Busy => None,
             Stage::Value => {
                 // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::with_future` alone, which ties `T` to the
                 // future.
                 Some(Ok(unsafe { self.body().take() }))
             }
+            stage => Some(Err(self.take_error(stage)?)),
+        }
+    }
+
+    /// Why there is no value, once the task has ended.
+    #[inline(never)]
+    fn take_error(&self, stage: Stage) -> Option<JoinError> {
+        match stage {
+            Stage::Idle | Stage::Busy | Stage::Value => None,
             Stage::Panicked => {
                 // SAFETY: the stage says that the payload is there.
                 let panic: Box<dyn Any + Send> = unsafe { self.body().take() };
-                Some(Err(JoinError::Panicked(Panic::new(panic))))
+                Some(JoinError::Panicked(Panic::new(panic)))
             }
-            Stage::Aborted => Some(Err(JoinError::Aborted)),
-            Stage::Taken => Some(Err(JoinError::Taken)),
+            Stage::Aborted => Some(JoinError::Aborted),
+            Stage::Taken => Some(JoinError::Taken),
         }
     }
 }
