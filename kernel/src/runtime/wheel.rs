@@ -510,6 +510,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
+        /// Accepts: curio/timequeue/timequeue_expired
         #[test]
         fn the_wheel_does_what_a_sorted_map_does(steps in prop::collection::vec(step(), 1..200), start in span()) {
             let mut rig = Rig::new();
