@@ -14,7 +14,8 @@ use pin_project_lite::pin_project;
 
 use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
-use crate::traps::{self, Expiry, Sleep, Timeout, Until, call};
+use crate::runtime::nanos;
+use crate::traps::{self, Expiry, Sleep, SleepUntil, Timeout, call};
 
 /// The kernel's time. It never goes back.
 ///
@@ -42,8 +43,8 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// # Errors
 /// An [`Interrupt`].
 #[track_caller]
-pub fn sleep_until(at: Instant) -> Sleep {
-    Sleep::new(Until::At(at))
+pub const fn sleep_until(at: Instant) -> SleepUntil {
+    traps::sleep_until(at)
 }
 
 /// Runs `body` for at most `duration`. `None` sets no deadline, outer ones stay in force.
@@ -183,7 +184,7 @@ where
                 let (block, inside) = Timeout::open_and_enter(|state| {
                     let deadline = match *this.limit {
                         Limit::None => None,
-                        Limit::After(duration) => Some(state.after(duration)),
+                        Limit::After(duration) => Some(state.after(nanos(duration))),
                         Limit::At(at) => Some(state.ticks(at)),
                     };
                     state.open_block(deadline)

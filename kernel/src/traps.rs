@@ -13,7 +13,7 @@
 //! | `_io_release` | [`io_release`] | immediate | – | dropping a socket |
 //! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | |
 //! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | [`run_in_thread`](crate::run_in_thread) |
-//! | `_sleep` | [`sleep`] | blocking | the time after it | [`sleep`](crate::sleep()) |
+//! | `_sleep` | [`sleep`], [`sleep_until`] | blocking | the time after it | [`sleep`](crate::sleep()) |
 //! | `_spawn` | [`spawn`] | immediate | [`Task`] | [`spawn`](crate::spawn) |
 //! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | [`Task::cancel`] |
 //! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | the types of [`sync`](crate::sync) |
@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 use crate::error::Interrupt;
 #[cfg(doc)]
 use crate::error::ResourceBusy;
-use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
+use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
@@ -304,65 +304,92 @@ pub fn cancel_task(task: &TaskRef, interrupt: Interrupt) -> Immediate<impl FnOnc
 /// Cancellation point: yes. If dropped, its timer is gone.
 #[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep::new(Until::After(duration))
+    Sleep(Nap::New {
+        nanos: nanos(duration),
+        at: Location::caller(),
+    })
 }
 
-/// Waits for a time; made by [`sleep`] and [`sleep_until`](crate::sleep_until).
+/// Waits for a time; made by [`sleep`].
 #[derive(Debug)]
 #[must_use = "a trap does nothing until it is awaited"]
-pub struct Sleep {
-    until: Until,
-    wait: Wait,
-    at: &'static Location<'static>,
-}
+pub struct Sleep(Nap);
 
 #[derive(Debug)]
-pub(crate) enum Until {
-    After(Duration),
-    At(Instant),
-    /// No time at all: let the others run.
-    Yield(Yield),
+enum Nap {
+    New {
+        nanos: u64,
+        at: &'static Location<'static>,
+    },
+    /// With an idle wait it is over.
+    Begun(Wait),
 }
 
-impl Sleep {
-    #[track_caller]
-    pub(crate) fn new(until: Until) -> Self {
-        let until = match until {
-            Until::After(Duration::ZERO) => Until::Yield(Yield(false)),
-            until => until,
-        };
-        Self {
-            until,
-            wait: Wait::IDLE,
-            at: Location::caller(),
-        }
-    }
-}
+// A million sleepers pay for every one of them.
+const _: () = assert!(size_of::<Sleep>() == 16);
 
 impl Future for Sleep {
     type Output = Result<Instant, Interrupt>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        match this.until {
-            Until::Yield(ref mut others) => {
-                ready!(Pin::new(others).poll(cx))?;
-                return Poll::Ready(Ok(call::clock()));
+        let nap = &mut self.get_mut().0;
+        match nap {
+            Nap::New { nanos: 0, .. } => {
+                // Its second poll is that of a nap that is over.
+                let begun = Pin::new(&mut Yield(false)).poll(cx);
+                if begun.is_pending() {
+                    *nap = Nap::Begun(Wait::IDLE);
+                }
+                begun.map_ok(|()| call::clock())
             }
-            Until::After(_) | Until::At(_) => {}
+            Nap::New { nanos, at } => {
+                let mut wait = Wait::IDLE;
+                let answer = wait.poll(cx, |state| state.open_sleep(state.after(*nanos), at));
+                if answer.is_pending() {
+                    *nap = Nap::Begun(wait);
+                }
+                woken(answer)
+            }
+            Nap::Begun(wait) if wait.is_armed() => {
+                woken(wait.poll(cx, |_| unreachable!("it is armed")))
+            }
+            Nap::Begun(_) => Poll::Ready(Ok(call::clock())),
         }
-        let fired = this.wait.poll(cx, |state| {
-            let deadline = match this.until {
-                Until::After(duration) => state.after(duration),
-                Until::At(at) => state.ticks(at),
-                Until::Yield(_) => unreachable!("handled above"),
-            };
-            let node = state.open_wait(WaitKind::Sleep, deadline, this.at);
-            state.arm_timer(node);
-            node
-        });
-        // The time at which it was fired costs no look at the clock.
-        fired.map_ok(|_| running(|core| core.with(|state| state.fired_at())))
+    }
+}
+
+/// What a sleep answers: the time at which it was fired, which costs no look at the clock.
+fn woken(answer: Poll<Result<bool, Interrupt>>) -> Poll<Result<Instant, Interrupt>> {
+    answer.map_ok(|_| running(|core| core.with(|state| state.fired_at)))
+}
+
+/// Waits until `at`; as [`sleep`] otherwise.
+///
+/// Cancellation point: yes. If dropped, its timer is gone.
+#[track_caller]
+pub const fn sleep_until(at: Instant) -> SleepUntil {
+    SleepUntil {
+        until: at,
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits until a point in time; made by [`sleep_until`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct SleepUntil {
+    until: Instant,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl Future for SleepUntil {
+    type Output = Result<Instant, Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { until, wait, at } = self.get_mut();
+        woken(wait.poll(cx, |state| state.open_sleep(state.ticks(*until), at)))
     }
 }
 

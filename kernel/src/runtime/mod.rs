@@ -50,7 +50,7 @@ pub(crate) use reactor::SourceId;
 pub use remote::{Completer, Remote};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
-pub(crate) use state::State;
+pub(crate) use state::{State, nanos};
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
@@ -201,7 +201,7 @@ impl Core {
                 reactor,
                 clock: builder.clock,
                 epoch,
-                fired_at: 0,
+                fired_at: epoch,
                 serial,
                 current: NIL,
                 scope: ROOT,

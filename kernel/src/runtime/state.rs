@@ -26,8 +26,8 @@ pub(crate) struct State {
     pub(crate) reactor: Reactor,
     pub(super) clock: Box<dyn Clock>,
     pub(super) epoch: Instant,
-    /// When timers were last looked at.
-    pub(super) fired_at: u64,
+    /// When timers were last looked at: every timer that has fired had run out by then.
+    pub(crate) fired_at: Instant,
     /// The kernel's serial number, as in `Core`.
     pub(crate) serial: u32,
     /// Slot of the task that is being polled.
@@ -49,7 +49,7 @@ pub(crate) struct State {
 }
 
 /// Saturating: 584 years are for ever.
-pub(super) const fn nanos(duration: Duration) -> u64 {
+pub(crate) const fn nanos(duration: Duration) -> u64 {
     let seconds = duration.as_secs().saturating_mul(1_000_000_000);
     seconds.saturating_add(duration.subsec_nanos() as u64)
 }
@@ -80,18 +80,13 @@ impl State {
         nanos(at.saturating_duration_since(self.epoch))
     }
 
-    /// The time `duration` from now.
-    pub(crate) fn after(&self, duration: Duration) -> u64 {
-        self.time().saturating_add(nanos(duration))
+    /// The time so many nanoseconds from now.
+    pub(crate) fn after(&self, nanos: u64) -> u64 {
+        self.time().saturating_add(nanos)
     }
 
     pub(super) fn instant(&self, ticks: u64) -> Instant {
         self.epoch + Duration::from_nanos(ticks)
-    }
-
-    /// A time at which every timer that fired had run out, and after all that tasks knew when they set them.
-    pub(crate) fn fired_at(&self) -> Instant {
-        self.instant(self.fired_at)
     }
 
     /// A wait of the current task, in its list of waits and in no queue yet.
@@ -107,8 +102,12 @@ impl State {
         self.nodes.insert_for(self.current, waits, node)
     }
 
-    pub(crate) fn arm_timer(&mut self, node: u32) {
+    /// A wait of the current task for a time.
+    #[inline]
+    pub(crate) fn open_sleep(&mut self, deadline: u64, at: &'static Location<'static>) -> u32 {
+        let node = self.open_wait(WaitKind::Sleep, deadline, at);
         self.wheel.arm(&mut self.nodes, node);
+        node
     }
 
     /// A wait that another thread will answer.
@@ -123,13 +122,13 @@ impl State {
     }
 
     /// Completes an armed wait that has left its queue.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fire(&mut self, node: u32) {
         self.settle(node, Phase::Fired);
     }
 
     /// Notes how an armed wait that has left its queue ended, and calls the waker of its leaf: its own if it was polled with one, else its task's.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle(&mut self, id: u32, phase: Phase) {
         let node = &mut self.nodes[id];
         node.set_phase(phase);
@@ -310,8 +309,8 @@ impl State {
         if self.wheel.is_empty() {
             return;
         }
-        let now = self.time();
-        self.fired_at = now;
+        self.fired_at = self.now();
+        let now = self.ticks(self.fired_at);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(&mut self.nodes, now, &mut due);
         for &timer in &due {
