@@ -445,7 +445,7 @@ impl State {
         loop {
             let node = &self.nodes[id];
             let (next, task) = (node.next, node.task());
-            if keep || node.is_foreign() || task == NIL {
+            if keep || node.is_foreign() || task == NOBODY || !self.aftermath.is_empty() {
                 self.fire_joiner_with_care(id, keep);
             } else {
                 self.nodes.unlink_from_task(id, &mut self.tasks[task].waits);
