@@ -66,6 +66,20 @@ impl State {
         }
     }
 
+    /// When the first of a task's timeout blocks ends.
+    pub(super) fn next_timeout(&self, task: u32) -> Option<u64> {
+        let mut scope = self.tasks[task].scopes;
+        let mut first: Option<u64> = None;
+        while scope != NIL {
+            let block = &self.nodes[scope];
+            if block.term() == Term::Running {
+                first = Some(first.map_or(block.key, |first| first.min(block.key)));
+            }
+            scope = block.task_next;
+        }
+        first
+    }
+
     /// Makes `scope` the current one and returns the one that was.
     #[inline]
     pub(crate) fn enter_scope(&mut self, scope: u32) -> u32 {

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
 use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
@@ -15,6 +17,7 @@ use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
 use super::wheel::{DUE, Due, Wheel};
 use crate::error::Interrupt;
+use crate::local::Locals;
 use crate::task::{TaskId, TaskInfo, TaskState};
 
 /// The tables. Every method leaves them consistent; none calls user code.
@@ -22,6 +25,8 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
+    /// The lot of those who wait until no other task can run.
+    pub(crate) idle: u32,
     pub(super) wheel: Wheel,
     pub(crate) reactor: Reactor,
     pub(super) clock: Box<dyn Clock>,
@@ -37,6 +42,10 @@ pub(crate) struct State {
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
+    /// Shows the names to other threads.
+    pub(super) board: Option<Arc<Board>>,
+    /// The task-local values of those that have some, by slot.
+    pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
     pub(super) due: Vec<Due>,
@@ -59,6 +68,8 @@ pub(super) enum Aftermath {
     Drop(Waker),
     /// Its reason is a user's value.
     Forget(Interrupt),
+    /// Users' values too.
+    Discard(Locals),
     /// Loggers are user code too: one that shows the current task asks the kernel for it.
     Log(log::Level, String),
 }
@@ -178,6 +189,17 @@ impl State {
     /// Opens an empty lot.
     pub(crate) fn open_lot(&mut self) -> u32 {
         self.nodes.open_lot(self.nowhere)
+    }
+
+    pub(super) fn has_idle_waits(&self) -> bool {
+        self.nodes.parked(self.idle) > 0
+    }
+
+    /// Wakes those who wait until no other task can run, if none can.
+    pub(super) fn fire_idle(&mut self) {
+        if self.ready.is_empty() {
+            self.unpark(self.idle, usize::MAX);
+        }
     }
 
     /// Drops a lot; whoever still waits in it is told so.
@@ -324,12 +346,13 @@ impl State {
 
     /// A slot for a new task, and a place at the end of the ready queue.
     #[inline(always)]
-    pub(super) fn admit(&mut self, body: &BodyRef) {
+    pub(super) fn admit(&mut self, body: &BodyRef) -> u32 {
         let slot = match self.tasks.reuse(body) {
             Some(slot) => slot,
             None => self.admit_anew(body),
         };
         self.ready.push(slot);
+        slot
     }
 
     /// The ready queue has room for every slot.
@@ -345,9 +368,8 @@ impl State {
     #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
         let slot = &mut self.tasks[task];
-        let is_bare = slot.waits == NIL
-            && slot.scopes == NIL
-            && !slot.flags.has(Flags::CANCELLED.and(Flags::NAMED));
+        let is_bare =
+            slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::LEAVES_MORE);
         let joiners = std::mem::replace(&mut slot.joiners, NIL);
         if !is_bare {
             self.strip(task);
@@ -376,6 +398,33 @@ impl State {
         if self.tasks[task].flags.has(Flags::NAMED) {
             let body = self.tasks[task].body.as_ref();
             self.names.remove(&body.expect("it is about to end").id);
+        }
+        if self.tasks[task].flags.has(Flags::LOCALS) {
+            let locals = self.locals.remove(&task);
+            self.aftermath.extend(locals.map(Aftermath::Discard));
+        }
+    }
+
+    /// The task-local values of the current task, if it has any.
+    pub(crate) fn locals(&self) -> Option<&Locals> {
+        let has_some = self.tasks[self.current].flags.has(Flags::LOCALS);
+        has_some.then(|| &self.locals[&self.current])
+    }
+
+    /// As `locals`, to be changed.
+    pub(crate) fn locals_mut(&mut self) -> &mut Locals {
+        self.tasks[self.current].flags.set(Flags::LOCALS);
+        self.locals.entry(self.current).or_default()
+    }
+
+    /// Gives a task that the current one has just spawned the same values.
+    #[cold]
+    pub(super) fn inherit_locals(&mut self, child: u32) {
+        if self.current != NIL
+            && let Some(locals) = self.locals().cloned()
+        {
+            self.locals.insert(child, locals);
+            self.tasks[child].flags.set(Flags::LOCALS);
         }
     }
 
@@ -465,6 +514,9 @@ impl State {
         let slot = &mut self.tasks[task];
         slot.flags.set(Flags::NAMED);
         let body = slot.body.as_ref().expect("only live tasks are named");
+        if let Some(board) = &self.board {
+            board.set_name(body.id, &name);
+        }
         self.names.insert(body.id, name);
     }
 
@@ -482,6 +534,7 @@ impl State {
             node = self.nodes[node].task_next;
         }
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,
             (_, true) => TaskState::Ready,
             _ => TaskState::Waiting,
@@ -511,6 +564,7 @@ impl State {
             && self.wheel.is_empty()
             && self.reactor.waiting() == 0
             && self.remote_waits == 0
+            && !self.has_idle_waits()
             && self
                 .tasks
                 .iter()

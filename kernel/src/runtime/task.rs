@@ -71,6 +71,8 @@ const DETACHED: u8 = 2;
 const DOOMED: u8 = 4;
 /// The nodes of those who wait for its end outlive it.
 const KEEPS_JOINERS: u8 = 8;
+/// Somebody was told of its panic.
+const REPORTED: u8 = 16;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -116,6 +118,25 @@ impl Header {
 
     pub(crate) fn doom(&self) {
         self.marks.set(self.marks.get() | DOOMED);
+    }
+
+    pub(super) fn has_panicked(&self) -> bool {
+        self.stage.get() == Stage::Panicked
+    }
+
+    /// A panic that nobody joins is not worth a line in the log any more.
+    pub(super) fn mark_reported(&self) {
+        self.marks.set(self.marks.get() | REPORTED);
+    }
+
+    /// Makes the task look as if it ran, so that an abort dooms it instead of dropping its future.
+    pub(super) fn hold(&self) {
+        debug_assert!(self.stage.get() == Stage::Idle);
+        self.stage.set(Stage::Busy);
+    }
+
+    pub(super) fn let_go(&self) {
+        self.stage.set(Stage::Idle);
     }
 }
 
@@ -303,15 +324,20 @@ impl BodyRef {
         true
     }
 
+    /// Where the place begins.
+    fn place<T>(&self) -> NonNull<T> {
+        // SAFETY: the place is that far into the body's block.
+        unsafe { self.0.byte_add(self.vtable.place).cast() }
+    }
+
     /// Moves out what the place holds.
     ///
     /// # Safety
     /// It holds a `T`: the stage is `Value` and `T` the output of the body's future, or it is `Panicked` and `T` the payload.
     unsafe fn take<T>(&self) -> T {
         self.stage.set(Stage::Taken);
-        // SAFETY: the place is that far into the body's block and holds a `T` at its beginning, which nobody reads again, as
-        // the stage says from now on.
-        unsafe { self.0.byte_add(self.vtable.place).cast::<T>().read() }
+        // SAFETY: the place holds a `T` at its beginning, which nobody reads again, as the stage says from now on.
+        unsafe { self.place().read() }
     }
 
     /// Drops what the place holds; a panic in a destructor is logged and goes no further.
@@ -345,10 +371,12 @@ impl BodyRef {
         match self.stage.get() {
             Stage::Idle | Stage::Busy | Stage::Aborted | Stage::Taken => return,
             Stage::Value => {}
+            Stage::Panicked if self.marks.get() & REPORTED != 0 => {}
             Stage::Panicked => log::error!(
-                "task {} spawned at {} panicked and nobody joined it",
+                "task {} spawned at {} panicked and nobody joined it: {}",
                 self.id,
-                self.spawned_at
+                self.spawned_at,
+                self.panic_text().unwrap_or_default()
             ),
         }
         self.clear();
@@ -356,8 +384,35 @@ impl BodyRef {
     }
 }
 
+impl BodyRef {
+    /// Moves out what the task panicked with.
+    pub(super) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        if self.stage.get() != Stage::Panicked {
+            return None;
+        }
+        // SAFETY: the stage says that the payload is there.
+        Some(unsafe { self.take() })
+    }
+
+    /// Puts the payload back, or another in its place.
+    pub(super) fn put_panic(&self, payload: Box<dyn Any + Send>) {
+        assert!(self.stage.get() == Stage::Taken, "the place is taken");
+        // SAFETY: the stage says that the place is empty; it has room for a payload, as for any other field of the union.
+        unsafe { self.place().write(payload) };
+        self.stage.set(Stage::Panicked);
+    }
+
+    /// The text of what the task panicked with.
+    pub(crate) fn panic_text(&self) -> Option<String> {
+        let payload = self.take_panic()?;
+        let text = panic_text(&*payload).to_owned();
+        self.put_panic(payload);
+        Some(text)
+    }
+}
+
 /// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
-fn drop_quietly<T>(value: T) {
+pub(super) fn drop_quietly<T>(value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
         std::mem::forget(panic);
     }
@@ -380,12 +435,12 @@ impl Deref for BodyRef {
 impl Clone for BodyRef {
     #[inline]
     fn clone(&self) -> Self {
-        // Leaves one for `hold`.
+        // Leaves one for `share`.
         assert!(
             self.refs.get() < u32::MAX - 1,
             "fewer than 2^32 references to a task"
         );
-        self.hold()
+        self.share()
     }
 }
 
@@ -403,7 +458,7 @@ impl Drop for BodyRef {
 impl BodyRef {
     /// A clone that needs no check, because it is not one too many: that of the loop, one at a time, or of a body's first slot.
     #[inline]
-    pub(crate) fn hold(&self) -> Self {
+    pub(crate) fn share(&self) -> Self {
         self.refs.set(self.refs.get() + 1);
         Self(self.0)
     }
@@ -471,8 +526,7 @@ impl<T> Handle<T> {
         match stage {
             Stage::Idle | Stage::Busy | Stage::Value => None,
             Stage::Panicked => {
-                // SAFETY: the stage says that the payload is there.
-                let panic: Box<dyn Any + Send> = unsafe { self.body().take() };
+                let panic = self.body().take_panic()?;
                 Some(JoinError::Panicked(Panic::new(panic)))
             }
             Stage::Aborted => Some(JoinError::Aborted),
@@ -753,8 +807,12 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
+    /// It has task-local values.
+    pub(crate) const LOCALS: Self = Self(32);
     /// It has a name.
-    pub(crate) const NAMED: Self = Self(32);
+    pub(crate) const NAMED: Self = Self(64);
+    /// When it ends there is more to do than to free its slot.
+    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED.and(Self::LOCALS).and(Self::NAMED);
 
     const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
 
@@ -832,7 +890,7 @@ impl Tasks {
         self.free = slot.waits;
         self.live += 1;
         body.slot.set(id);
-        slot.body = Some(body.hold());
+        slot.body = Some(body.share());
         slot.waits = NIL;
         slot.flags.set(Flags::QUEUED);
         Some(id)

@@ -26,7 +26,7 @@ fn assert_clean(kernel: &Kernel<'_>) {
         reactor,
         ..
     } = &*state;
-    assert_eq!((nodes.live(), wheel.len()), (0, 0));
+    assert_eq!((nodes.live(), wheel.len()), (1, 0), "the lot `idle` alone");
     assert!(reactor.is_empty() && reactor.waiting() == 0);
     assert_eq!(state.remote_waits, 0);
     assert!(state.reasons.is_empty() && state.names.is_empty());
