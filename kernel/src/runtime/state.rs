@@ -192,7 +192,7 @@ impl State {
     }
 
     pub(super) fn has_idle_waits(&self) -> bool {
-        self.nodes.parked(self.idle) > 0
+        !self.nodes.is_vacant(self.idle)
     }
 
     /// Wakes those who wait until no other task can run, if none can.
@@ -397,7 +397,11 @@ impl State {
         }
         if self.tasks[task].flags.has(Flags::NAMED) {
             let body = self.tasks[task].body.as_ref();
-            self.names.remove(&body.expect("it is about to end").id);
+            let id = body.expect("it is about to end").id;
+            self.names.remove(&id);
+            if let Some(board) = &self.board {
+                board.forget_name(id);
+            }
         }
         if self.tasks[task].flags.has(Flags::LOCALS) {
             let locals = self.locals.remove(&task);
