@@ -143,7 +143,7 @@ where
     let shared = &*guard.0;
     let mut input = Input::new();
     let mut outgoing = Outgoing::default();
-    let mut timer = pin!(None::<kernel::traps::Sleep>);
+    let mut timer = pin!(None::<kernel::traps::SleepUntil>);
     let mut armed: Option<Instant> = None;
     let mut read_in_a_row = 0;
     let mut has_options = false;

@@ -155,14 +155,13 @@ pub struct KernelTimer;
 impl rt::Timer for KernelTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
         // From now on, not from its first poll.
-        match self.now().checked_add(duration) {
-            Some(deadline) => self.sleep_until(deadline),
-            None => Box::pin(KernelSleep::new(traps::sleep(Duration::MAX))),
-        }
+        let now = self.now();
+        self.sleep_until(now.checked_add(duration).unwrap_or(now + FOR_EVER))
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn rt::Sleep>> {
-        Box::pin(KernelSleep::new(time::sleep_until(deadline)))
+        let slept = shield(time::sleep_until(deadline));
+        Box::pin(KernelSleep(SendWrapper::new(slept)))
     }
 
     fn now(&self) -> Instant {
@@ -170,13 +169,10 @@ impl rt::Timer for KernelTimer {
     }
 }
 
-struct KernelSleep(SendWrapper<Shielded<traps::Sleep>>);
+/// A century.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-impl KernelSleep {
-    fn new(sleep: traps::Sleep) -> Self {
-        Self(SendWrapper::new(shield(sleep)))
-    }
-}
+struct KernelSleep(SendWrapper<Shielded<traps::SleepUntil>>);
 
 impl Future for KernelSleep {
     type Output = ();

@@ -73,7 +73,7 @@ impl<T: AsFd> Io<T> {
     /// Makes a system call that moves up to `len` bytes. One that moved some, but fewer, has emptied or filled the buffer
     /// of the system: the next would only say so.
     #[track_caller]
-    fn moving<'a>(
+    pub(super) fn moving<'a>(
         &'a self,
         direction: Direction,
         len: usize,
