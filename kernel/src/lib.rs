@@ -75,6 +75,7 @@ pub mod thread;
 pub mod traps;
 
 mod activation;
+mod bridge;
 mod cancel;
 mod error;
 mod group;
@@ -85,6 +86,7 @@ mod watchdog;
 mod workers;
 
 pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
+pub use bridge::RemoteTask;
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,

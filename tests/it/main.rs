@@ -21,6 +21,8 @@ mod demo;
 mod faults;
 mod kernel_core;
 mod kernel_debug;
+mod kernel_examples;
+mod kernel_foreign;
 mod kernel_interop;
 mod kernel_io;
 mod kernel_local;

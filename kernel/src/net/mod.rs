@@ -33,8 +33,14 @@
 //! ```
 
 mod address;
+#[cfg(feature = "futures-io")]
+mod futures_io;
+#[cfg(feature = "hyper")]
+pub mod hyper;
 mod io;
 mod open;
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+mod polled;
 pub mod resolve;
 mod server;
 mod stream;
@@ -49,6 +55,8 @@ mod unix;
 pub use address::Address;
 pub use io::{Incomplete, Io};
 pub use open::{open_connection, open_unix_connection};
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+pub use polled::Polled;
 pub use server::{
     Listen, Plain, Server, Welcome, tcp_server, tcp_server_socket, unix_server, unix_server_socket,
 };
