@@ -46,7 +46,7 @@ use crate::error::ResourceBusy;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
 use crate::task::{Task, TaskId, TaskRef};
 
-pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
 #[track_caller]
@@ -636,6 +636,14 @@ pub struct FutureWait<F> {
     start: Option<F>,
     wait: Wait,
     at: &'static Location<'static>,
+}
+
+impl<F> FutureWait<F> {
+    /// Where the task dump says that the task waits: at the caller of what is made of this trap, not inside it.
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
 }
 
 impl<F> Unpin for FutureWait<F> {}
