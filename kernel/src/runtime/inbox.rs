@@ -134,6 +134,11 @@ impl InboxSender {
     pub(crate) fn ring(&self) {
         self.entry.0.ring(self.epoch);
     }
+
+    /// Has `call` called on the kernel's thread, between two tasks.
+    pub(crate) fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
+        self.push(Note::Call(Box::new(call)))
+    }
 }
 
 /// Delivers a waker's word to whichever kernel has this id now, if any.
