@@ -55,7 +55,7 @@ use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
-pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
 #[inline(always)]

@@ -50,7 +50,7 @@ pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
 pub use reactor::Direction;
 pub(crate) use reactor::SourceId;
-pub use remote::{Completer, Remote};
+pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
 pub(crate) use state::{State, nanos};
