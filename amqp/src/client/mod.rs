@@ -43,13 +43,20 @@ mod book;
 mod channel;
 mod connection;
 mod consumer;
+mod dial;
 mod driver;
 mod error;
+mod policy;
 mod publisher;
+mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 mod request;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod transport;
+mod window;
 
 pub use channel::{Channel, DeclareExchange, DeclareQueue, QueueInfo};
 pub use connection::{Closed, Connection, ConnectionEvent, Events, connect, connect_to};
@@ -74,10 +81,40 @@ pub struct Options {
     pub high_water: usize,
     /// How long the server may take no bytes before it counts as dead; at least two heartbeats.
     pub write_stall: Duration,
+    /// How long the server lets a delivery go unsettled, its `consumer_timeout`: [`ConnectionEvent::AckDue`] warns when 80 % of that are
+    /// over. `None` for no warning.
+    pub ack_timeout: Option<Duration>,
+    /// How a connection that is lost is made again; `None` if it is not, and everything ends with it.
+    pub recovery: Option<Recovery>,
+}
+
+/// How a connection that is lost is made again.
+///
+/// Before each attempt there is a wait, of random length up to a bound that doubles from one to the next. An attempt tries all
+/// addresses of all hosts, in random order, and takes at most [`Options::connect_timeout`] for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The bound of the first wait.
+    pub first_wait: Duration,
+    /// The largest bound.
+    pub max_wait: Duration,
+    /// How many attempts in a row may fail before the connection is given up; `None` for any number.
+    pub attempts: Option<u32>,
+}
+
+impl Default for Recovery {
+    /// From 200 ms to 30 s, without an end.
+    fn default() -> Self {
+        Self {
+            first_wait: Duration::from_millis(200),
+            max_wait: Duration::from_secs(30),
+            attempts: None,
+        }
+    }
 }
 
 impl Default for Options {
-    /// The server's heartbeat, no name, 10 s to connect, 30 s for a request, 1 MiB, 30 s.
+    /// The server's heartbeat, no name, 10 s to connect, 30 s for a request, 1 MiB, 30 s, RabbitMQ's 30 minutes to settle, recovery.
     fn default() -> Self {
         Self {
             heartbeat: None,
@@ -86,6 +123,8 @@ impl Default for Options {
             rpc_timeout: Duration::from_secs(30),
             high_water: 1 << 20,
             write_stall: Duration::from_secs(30),
+            ack_timeout: Some(Duration::from_secs(30 * 60)),
+            recovery: Some(Recovery::default()),
         }
     }
 }

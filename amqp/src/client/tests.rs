@@ -7,6 +7,8 @@ use kernel::net::UnixStream;
 use kernel::{Builder, VirtualClock, spawn};
 
 use super::connection::Connection;
+use super::dial::Dialer;
+use super::transport::Transport;
 use super::*;
 use crate::error::ReplyCode;
 use crate::proto::event::Down;
@@ -60,6 +62,15 @@ impl Server {
         }
     }
 
+    /// Takes what the client has said in the handshake.
+    async fn shook_hands(&mut self) {
+        let mut header = [0; 8];
+        self.stream.read(&mut header).await.unwrap();
+        for _ in ["start-ok", "tune-ok", "open"] {
+            self.heard().await;
+        }
+    }
+
     async fn says(&self, channel: u16, method: Method) {
         let mut out = Vec::new();
         cold::put(&mut out, channel, &method);
@@ -105,27 +116,41 @@ fn with_server<F: Future<Output = Result<(), Error>>>(
             read: Vec::new(),
             heartbeats: 0,
         };
-        handshake(&server).await;
-        let config = ClientConfig {
-            auth: Auth::External,
-            virtual_host: "/".into(),
-            limits: Limits::default(),
-            name: String::new(),
-        };
-        let connection = Connection::start(near, config, options);
-        connection.up().await?;
-        let mut header = [0; 8];
-        server.stream.read(&mut header).await.unwrap();
-        for _ in ["start-ok", "tune-ok", "open"] {
-            server.heard().await;
-        }
+        let mut out = Vec::new();
+        put_handshake(&mut out);
+        server.stream.write_all(&out).await.unwrap();
+        let mut near = Some(near);
+        let mut dialer = Dialer::Script(Box::new(move || {
+            let near = near.take().ok_or(std::io::ErrorKind::ConnectionRefused)?;
+            Ok((Transport::Unix(near), config()))
+        }));
+        let link = dialer.dial(&options).await?;
+        let connection = Connection::start(link, dialer, options);
+        server.shook_hands().await;
         body(connection, server, clock).await
     });
     run.unwrap().unwrap();
 }
 
+pub(super) fn config() -> ClientConfig {
+    ClientConfig {
+        auth: Auth::External,
+        virtual_host: "/".into(),
+        limits: Limits::default(),
+        name: String::new(),
+    }
+}
+
+/// A connection that is not made again.
+fn plain() -> Options {
+    Options {
+        recovery: None,
+        ..Options::default()
+    }
+}
+
 /// All that a server says to a client that does as expected.
-async fn handshake(server: &Server) {
+pub(super) fn put_handshake(out: &mut Vec<u8>) {
     use connection::AMQPMethod as M;
     let start = connection::Start {
         version_major: 0,
@@ -144,7 +169,7 @@ async fn handshake(server: &Server) {
         M::Tune(tune),
         M::OpenOk(connection::OpenOk {}),
     ] {
-        server.says(0, Method::Connection(method)).await;
+        cold::put(out, 0, &Method::Connection(method));
     }
 }
 
@@ -208,7 +233,7 @@ async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Er
 /// Accepts: amqp/R7
 #[test]
 fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let mut consumer = consumer(&channel, &mut server).await?;
         let delivery = consumer.next().await?.unwrap();
@@ -251,7 +276,7 @@ fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {
 /// Accepts: amqp/R8, amqp/R18
 #[test]
 fn a_server_that_closes_is_answered_and_everybody_is_told() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let publisher = publisher(&connection, &mut server).await?;
         let channel = publisher.channel().clone();
         let confirm = publisher.post(&Message::new(b"x").key("tasks"))?;
@@ -295,7 +320,7 @@ fn a_server_that_closes_is_answered_and_everybody_is_told() {
 fn a_request_has_a_deadline_and_the_second_late_one_in_a_row_closes_the_channel() {
     let options = Options {
         rpc_timeout: secs(5),
-        ..Options::default()
+        ..plain()
     };
     with_server(options, async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
@@ -341,7 +366,7 @@ fn a_request_has_a_deadline_and_the_second_late_one_in_a_row_closes_the_channel(
 /// Accepts: amqp/R24, feature/blocked
 #[test]
 fn a_blocked_connection_parks_publishers_and_nothing_else() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let mut consumer = consumer(&channel, &mut server).await?;
         let delivery = consumer.next().await?.unwrap();
@@ -390,7 +415,7 @@ fn a_blocked_connection_parks_publishers_and_nothing_else() {
 /// Accepts: amqp/R9
 #[test]
 fn a_server_that_takes_no_bytes_is_given_up_though_it_still_talks() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let body = vec![0; 4 << 20];
         channel.publish(Message::new(&body).key("tasks")).await?;
@@ -420,8 +445,18 @@ async fn put_and_write(server: &Server) {
     let _ = server.stream.write_all(&heartbeat).await;
 }
 
+/// Polls three futures in one task.
+pub(super) async fn join3<A: Future, B: Future, C: Future>(
+    a: A,
+    b: B,
+    c: C,
+) -> (A::Output, B::Output, C::Output) {
+    let (a, (b, c)) = futures_join(a, futures_join(b, c)).await;
+    (a, b, c)
+}
+
 /// Polls two futures in one task.
-async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
+pub(super) async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
     let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
     let (mut first, mut second) = (None, None);
     std::future::poll_fn(|cx| {

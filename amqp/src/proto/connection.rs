@@ -222,6 +222,11 @@ impl Connection {
         self.is_blocked
     }
 
+    /// Whether a channel can be used: deliveries of any other are stale.
+    pub fn has_channel(&self, key: ChannelKey) -> bool {
+        self.channel(key).is_some_and(Channel::takes_requests)
+    }
+
     /// How many channels are open, or are being opened or closed.
     pub fn open_channels(&self) -> usize {
         self.channels.len() - 1 - self.free.len()
