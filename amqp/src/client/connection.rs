@@ -143,6 +143,12 @@ impl Connection {
         self.inner.shared.is_recovering()
     }
 
+    /// The most by which the connection's task has had its turn too late, because other tasks kept the kernel busy. Looked at eight times in a heartbeat
+    /// interval; zero without heartbeats. From a quarter of the interval on there is an [event](ConnectionEvent::LoopLag).
+    pub fn loop_lag(&self) -> Duration {
+        self.inner.shared.lag.get()
+    }
+
     /// What both sides have agreed upon; `None` while there is no connection.
     pub fn tuned(&self) -> Option<Tuned> {
         self.inner.shared.peek(Core::tuned)

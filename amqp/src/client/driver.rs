@@ -157,7 +157,7 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
         if !outgoing.rest().is_empty() {
             outgoing.stalled_since.get_or_insert(now);
         }
-        let due = shared.deadline(outgoing.stalled_since);
+        let due = shared.deadline(outgoing.stalled_since, now);
         if let Some(due) = due
             && armed.is_none_or(|armed| due < armed)
         {
@@ -191,6 +191,15 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
             .await
         };
         let now = kernel::now();
+        if let Some(due) = armed
+            && due <= now
+        {
+            if let Woke::Read(Ok(1..)) = woke {
+                // That we are alive is said before what has come is looked at.
+                shared.core.borrow_mut().beat(now);
+            }
+            shared.lagged(now - due);
+        }
         match woke {
             Woke::Wrote(Ok(n)) => {
                 outgoing.wrote(n, shared, now);

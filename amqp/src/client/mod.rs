@@ -70,6 +70,10 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Seconds between heartbeats, 0 for none; `None` leaves it to the server.
+    ///
+    /// They leave from the kernel's own thread, so no task may keep that for longer than one interval without a pause: a server that hears nothing for
+    /// two closes the connection. [`ConnectionEvent::LoopLag`] warns at a quarter; work that takes long belongs in
+    /// [`kernel::run_in_thread`].
     pub heartbeat: Option<u16>,
     /// How the connection calls itself in the server's lists.
     pub name: Option<String>,

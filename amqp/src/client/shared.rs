@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) orphans: RefCell<Vec<Rc<Subscription>>>,
     pub(super) orphaned: Flag,
     next_tag: Cell<ChannelTag>,
+    /// The most by which the driver was late.
+    pub(super) lag: Cell<Duration>,
     /// Nothing is to be made again any more: the task that runs the connection ends.
     pub(super) ends: Cell<bool>,
     /// Bytes that the driver has taken to send and the system has not taken yet.
@@ -102,6 +104,7 @@ impl Shared {
             orphans: RefCell::default(),
             orphaned: Flag::new(),
             next_tag: Cell::new(0),
+            lag: Cell::new(Duration::ZERO),
             ends: Cell::new(false),
             nudge: Flag::new(),
             has_room: Cell::new(true),
@@ -515,6 +518,32 @@ impl Shared {
         }
         self.with_sink(|core, sink| core.tick(now, sink));
         self.time_out_requests(now);
+        if let Some(timeout) = self.options.ack_timeout {
+            let mut due = Vec::new();
+            let mut core = self.core.borrow_mut();
+            core.overdue(now, timeout.mul_f64(0.8), |channel, tag, held| {
+                let channel = channel.id();
+                due.push(ConnectionEvent::AckDue { channel, tag, held });
+            });
+            drop(core);
+            for event in due {
+                log::warn!("a delivery has not been settled for long: {event:?}");
+                self.log(&event);
+            }
+        }
+    }
+
+    /// The driver's turn came so much later than it was due.
+    pub(super) fn lagged(&self, lag: Duration) {
+        self.lag.set(self.lag.get().max(lag));
+        let heartbeat = self.peek(heartbeat);
+        if !heartbeat.is_zero() && lag >= heartbeat / 4 {
+            let secs = lag.as_secs_f64();
+            log::warn!(
+                "a task has kept the kernel busy: the connection had its turn {secs} s late"
+            );
+            self.log(&ConnectionEvent::LoopLag(lag));
+        }
     }
 
     pub(super) fn time_out_requests(&self, now: Instant) {
@@ -573,22 +602,25 @@ impl Shared {
     }
 
     /// When [`Shared::tick`] and the driver have something to do, whatever the socket brings.
-    pub(super) fn deadline(&self, stalled_since: Option<Instant>) -> Option<Instant> {
+    pub(super) fn deadline(&self, stalled_since: Option<Instant>, now: Instant) -> Option<Instant> {
         let stall = stalled_since.map(|since| since + self.write_stall());
         let closing = match self.closing.get() {
             Closing::No | Closing::Within(_) => None,
             Closing::By(deadline) => Some(deadline),
         };
         let request = self.book.borrow_mut().next_timeout();
-        let core = self.peek(Core::deadline);
-        [core, request, stall, closing].into_iter().flatten().min()
+        let (core, heartbeat) = self.peek(|core| (core.deadline(), heartbeat(core)));
+        // Often enough to see by its own lateness that the kernel is busy.
+        let lag = (!heartbeat.is_zero()).then(|| now + heartbeat / 8);
+        // A twentieth is the most by which a warning comes late.
+        let acks = self.options.ack_timeout.map(|timeout| now + timeout / 20);
+        let due = [core, request, stall, closing, lag, acks];
+        due.into_iter().flatten().min()
     }
 
     /// How long the peer may refuse to take bytes.
     pub(super) fn write_stall(&self) -> Duration {
-        let heartbeat = self.peek(|core| core.tuned().map_or(0, |tuned| tuned.heartbeat));
-        let silence = Duration::from_secs(u64::from(heartbeat) * 2);
-        self.options.write_stall.max(silence)
+        self.options.write_stall.max(self.peek(heartbeat) * 2)
     }
 
     /// One step of closing; the first is to wait until everything that was queued before has left.
@@ -626,6 +658,12 @@ impl Shared {
         let windows = states.filter_map(|state| state.window.as_ref());
         windows.map(Window::to_be_replayed).sum()
     }
+}
+
+/// The interval that was agreed upon; zero for none.
+fn heartbeat(core: &Core) -> Duration {
+    let seconds = core.tuned().map_or(0, |tuned| tuned.heartbeat);
+    Duration::from_secs(seconds.into())
 }
 
 impl std::fmt::Debug for Shared {

@@ -438,6 +438,106 @@ fn a_server_that_takes_no_bytes_is_given_up_though_it_still_talks() {
     });
 }
 
+/// Accepts: amqp/R10
+#[test]
+fn a_task_that_keeps_the_kernel_busy_is_told_of_and_the_heartbeat_goes_first() {
+    with_server(plain(), async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let mut events = connection.events();
+        consumer.next().await?.unwrap().ack();
+        server.heard().await;
+        assert_eq!(connection.loop_lag(), Duration::ZERO);
+
+        // A quarter is 2.5 s, and it is looked at each 1.25 s.
+        clock.advance(secs(2));
+        kernel::sleep(Duration::from_millis(1)).await?;
+        assert!(connection.loop_lag() <= secs(2) && connection.loop_lag() > Duration::ZERO);
+        clock.advance(secs(7));
+        // Something of the server's waits to be answered; the heartbeat goes before that.
+        let flow = channel::AMQPMethod::Flow(channel::Flow { active: true });
+        server.says(1, Method::Channel(flow)).await;
+        let event = events.next().await?;
+        let Some(ConnectionEvent::LoopLag(lag)) = event else {
+            panic!("{event:?}")
+        };
+        assert!(
+            lag <= secs(7) && lag >= secs(7) - Duration::from_millis(1250),
+            "{lag:?}"
+        );
+        assert_eq!(connection.loop_lag(), lag);
+        let mut said = Vec::new();
+        put_heartbeat(&mut said);
+        let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active: true });
+        cold::put(&mut said, 1, &Method::Channel(ok));
+        let mut bytes = [0; 100];
+        let n = server.stream.read(&mut bytes).await.unwrap();
+        assert_eq!(bytes[..n], said);
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R31
+#[test]
+fn a_delivery_held_for_long_is_warned_of_before_the_server_closes_its_channel() {
+    let options = Options {
+        heartbeat: Some(0),
+        ack_timeout: Some(secs(100)),
+        ..plain()
+    };
+    with_server(options, async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let mut events = connection.events();
+        let delivery = consumer.next().await?.unwrap();
+        let talker = spawn({
+            let stream = server.stream;
+            async move {
+                for _ in 0..20 {
+                    kernel::sleep(secs(5)).await?;
+                    let mut out = Vec::new();
+                    put_heartbeat(&mut out);
+                    stream.write_all(&out).await.unwrap();
+                }
+                let close = channel::Close {
+                    reply_code: 406,
+                    reply_text: "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                                 Timeout value used: 100000 ms. This timeout value can be configured, see consumers doc guide to learn more"
+                        .into(),
+                    class_id: 0,
+                    method_id: 0,
+                };
+                let mut out = Vec::new();
+                let close = channel::AMQPMethod::Close(close);
+                cold::put(&mut out, 1, &Method::Channel(close));
+                stream.write_all(&out).await.unwrap();
+                Ok::<_, Error>(stream)
+            }
+        });
+        let event = events.next().await?;
+        let Some(ConnectionEvent::AckDue {
+            channel: 1,
+            tag: 1,
+            held,
+        }) = event
+        else {
+            panic!("{event:?}")
+        };
+        assert!(held >= secs(80), "{held:?}");
+        assert!(
+            clock.elapsed() >= secs(80) && clock.elapsed() <= secs(90),
+            "{:?}",
+            clock.elapsed()
+        );
+        assert_eq!(delivery.tag(), 1);
+        let error = consumer.next().await.unwrap_err();
+        assert!(matches!(error, Error::AckTimeout(_)), "{error}");
+        assert_eq!(delivery.ack(), Settled::Stale);
+        drop(talker);
+        Ok(())
+    });
+}
+
 async fn put_and_write(server: &Server) {
     let mut heartbeat = Vec::new();
     put_heartbeat(&mut heartbeat);
