@@ -9,7 +9,7 @@ use amqp::client::{
     self, Busy, Cap, Channel, Connection, Error, Message, Options, PublisherOptions, Settled,
 };
 use amqp::error::ReplyCode;
-use amqp::wire::cold::{channel, tx};
+use amqp::wire::cold::channel;
 use amqp::wire::{Method, Properties};
 use kernel::{MaybeInterrupt, drop_after, spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
@@ -757,44 +757,6 @@ fn no_more_channels_are_opened_than_agreed_upon() {
             channel.close().await?;
         }
         let _ = connection.close(PATIENCE).await?;
-        Ok(())
-    });
-}
-
-/// Accepts: feature/flow_and_tx
-#[test]
-fn what_a_transaction_publishes_and_acks_counts_when_it_is_committed() {
-    with_queue(async |connection, channel, queue| {
-        let looking = connection.channel().await?;
-        channel
-            .call(Method::Tx(tx::AMQPMethod::Select(tx::Select {})))
-            .await?;
-        let commit = || channel.call(Method::Tx(tx::AMQPMethod::Commit(tx::Commit {})));
-        let rollback = || channel.call(Method::Tx(tx::AMQPMethod::Rollback(tx::Rollback {})));
-        let message = Message::new(b"x").key(&queue);
-        channel.publish(message).await?;
-        channel.publish(message).await?;
-        assert_eq!(depth(&looking, &queue).await?, 0);
-        rollback().await?;
-        assert_eq!(depth(&looking, &queue).await?, 0);
-        channel.publish(message).await?;
-        commit().await?;
-        assert_eq!(depth(&looking, &queue).await?, 1);
-
-        let got = channel.get(&queue).await?.unwrap();
-        got.ack();
-        rollback().await?;
-        channel.recover().await?;
-        let again = loop {
-            if let Some(got) = channel.get(&queue).await? {
-                break got;
-            }
-        };
-        assert!(again.is_redelivered());
-        again.ack();
-        commit().await?;
-        channel.recover().await?;
-        assert!(channel.get(&queue).await?.is_none());
         Ok(())
     });
 }

@@ -7,6 +7,7 @@
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
+//! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
@@ -24,5 +25,6 @@ mod kernel_io;
 mod kernel_model;
 mod kernel_sync;
 mod kernel_universal;
+mod recovery;
 mod replies;
 mod seed;

@@ -13,7 +13,7 @@ use super::*;
 use crate::error::ReplyCode;
 use crate::proto::event::Down;
 use crate::proto::handshake::{Auth, ClientConfig, Limits};
-use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue, tx};
 use crate::wire::frame::{put_content, put_heartbeat};
 use crate::wire::{AnyMethod, Deliver, Frame, Props, Splitter};
 
@@ -408,6 +408,59 @@ fn a_blocked_connection_parks_publishers_and_nothing_else() {
         assert_eq!(events.next().await?, Some(ConnectionEvent::Unblocked));
         assert_eq!(server.heartbeats, 2, "at 5 and 10 s");
         assert_eq!(clock.elapsed(), secs(11));
+        Ok(())
+    });
+}
+
+/// Accepts: feature/flow_and_tx
+#[test]
+fn a_channel_that_the_server_stops_publishes_when_it_may_and_transactions_are_plain_calls() {
+    with_server(plain(), async |connection, mut server, _| {
+        let channel = open(&connection, &mut server).await?;
+        let flow = |active| Method::Channel(channel::AMQPMethod::Flow(channel::Flow { active }));
+        let flow_ok = |active| {
+            let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active });
+            (1, AnyMethodOwned::Cold(Method::Channel(ok)))
+        };
+        server.says(1, flow(false)).await;
+        assert_eq!(server.heard().await, flow_ok(false));
+        let message = Message::new(b"x").key("tasks");
+        let busy = channel.try_publish(&message);
+        assert!(matches!(busy, Err(Error::Busy(Busy::Blocked))), "{busy:?}");
+        let parked = spawn({
+            let channel = channel.clone();
+            async move { channel.publish(Message::new(b"x").key("tasks")).await }
+        });
+        kernel::sleep(secs(1)).await?;
+        assert!(!parked.is_terminated());
+        server.says(1, flow(true)).await;
+        assert_eq!(server.heard().await, flow_ok(true));
+        assert_eq!(server.heard().await, (1, AnyMethodOwned::Publish));
+        parked.join().await.unwrap()?;
+
+        for (request, answer) in [
+            (
+                tx::AMQPMethod::Select(tx::Select {}),
+                tx::AMQPMethod::SelectOk(tx::SelectOk {}),
+            ),
+            (
+                tx::AMQPMethod::Rollback(tx::Rollback {}),
+                tx::AMQPMethod::RollbackOk(tx::RollbackOk {}),
+            ),
+            (
+                tx::AMQPMethod::Commit(tx::Commit {}),
+                tx::AMQPMethod::CommitOk(tx::CommitOk {}),
+            ),
+        ] {
+            let (request, answer) = (Method::Tx(request), Method::Tx(answer));
+            let calling = spawn({
+                let (channel, request) = (channel.clone(), request.clone());
+                async move { channel.call(request).await }
+            });
+            assert_eq!(server.heard().await, (1, AnyMethodOwned::Cold(request)));
+            server.says(1, answer.clone()).await;
+            assert_eq!(calling.join().await.unwrap()?, answer);
+        }
         Ok(())
     });
 }
