@@ -23,7 +23,7 @@
 
 use std::rc::Rc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernel::spawn;
 
@@ -137,7 +137,11 @@ impl Shared {
             && !self.ends.get()
             && let Some(policy) = &self.policy
         {
-            let up_for = kernel::now().saturating_duration_since(self.up_since.get());
+            // One that was lost before all was restored has not been up at all.
+            let up_for = match self.is_recovering() {
+                true => Duration::ZERO,
+                false => kernel::now().saturating_duration_since(self.up_since.get()),
+            };
             if policy.borrow_mut().recovers(&down, up_for) {
                 self.suspend(down);
                 return;
@@ -151,8 +155,6 @@ impl Shared {
         log::warn!("connection lost: {down}");
         let (states, subscriptions) = self.book.borrow_mut().suspend();
         self.lost.replace(Some(down.clone()));
-        // Not restored as long as nothing has been.
-        self.up_since.set(kernel::now());
         self.book.borrow_mut().left_unconfirmed = 0;
         self.orphans.take();
         for state in states {

@@ -285,6 +285,9 @@ impl Shared {
         let Some(index) = window.next_again() else {
             return Ok(false);
         };
+        if let Some(error) = channel.down.get() {
+            return Err(error.clone());
+        }
         if !self.has_room.get() || channel.is_stopped.get() {
             return Err(Error::Busy(Busy::HighWater));
         }
