@@ -49,6 +49,12 @@
 //! A kernel and its tasks live on one thread, share data by `Rc` and `Cell`, and need no lock. Other threads reach it through its inbox:
 //! wakers, [`Remote`], and the answers of worker threads. A program may run a kernel in each of several threads.
 //!
+//! # Seeing inside
+//!
+//! [`TaskTree`] prints who waits where; a [deadlock](RunError::Deadlock) carries it. [`Activation`] is the observer's interface, and [`debug`] has observers that log steps, traps,
+//! long steps and panics. [`Builder::watchdog`] notices a task that does not let go, and a [`monitor`] answers from another thread meanwhile. What becomes of
+//! a task's panic is said with [`Builder::on_panic`].
+//!
 //! # As a guest
 //!
 //! A kernel need not own the loop: [`Kernel::turn`] makes one pass and tells the next deadline, and the kernel's descriptor
@@ -57,7 +63,10 @@
 
 #[cfg(feature = "channel")]
 pub mod channel;
+pub mod debug;
 pub mod fs;
+pub mod local;
+pub mod monitor;
 pub mod net;
 pub mod process;
 pub mod signal;
@@ -65,33 +74,41 @@ pub mod sync;
 pub mod thread;
 pub mod traps;
 
+mod activation;
 mod cancel;
 mod error;
 mod group;
 mod runtime;
 mod task;
 mod time;
+mod watchdog;
 mod workers;
 
+pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
+pub use local::TaskLocal;
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
 pub use task::{
-    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, current_task, spawn, try_current_task,
-    yield_now,
+    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, TaskTree, current_task, spawn, tasks,
+    try_current_task, wait_until_idle, yield_now,
 };
 pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
-pub use workers::{ThreadPool, run_in_thread};
+pub use watchdog::Stuck;
+pub use workers::{
+    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread,
+};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///

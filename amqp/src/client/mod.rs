@@ -29,10 +29,20 @@
 //! ack, a publishing) is an ordinary call that leaves bytes behind; the driver sends the bytes of all tasks in one write. What needs an answer is
 //! a future. Nothing is locked and nothing copied between tasks; a delivery's body is copied once, out of the read buffer.
 //!
+//! # When a connection is lost
+//!
+//! By default it is made again ([`Options::recovery`]), on any of the address's hosts, after waits that grow, and gets back what the lost one had:
+//! exchanges, queues and bindings that were declared through it, channels, prefetch, confirm mode, consumers. Handles stay what they are.
+//! Meanwhile requests and publishings wait; a request that was under way fails with [`Error::Unanswered`]. A [`Publisher`] publishes again what has no
+//! confirm, so that it arrives at least once. [`Connection::events`] tells of all that, and of what could not be made again.
+//!
+//! Three things a user has to know: a message may come twice; a queue whose name the server chooses has another one afterwards
+//! ([`Consumer::queue`], [`ConnectionEvent::Recovered`]); and what was published without confirms may be lost.
+//!
 //! # What holds
 //!
-//! - Whoever waits is told when the connection or the channel is lost, at once and with the reason: requests, confirms, consumers, publishers
-//!   that wait for room.
+//! - Whoever waits is told when the connection or the channel is lost for good, at once and with the reason: requests, confirms, consumers,
+//!   publishers that wait for room.
 //! - Every request has a deadline ([`Options::rpc_timeout`]). One that is dropped or late is *abandoned*: its answer is taken off in its turn,
 //!   and undone where it matters (a consumer is cancelled, a message goes back).
 //! - What a server can make grow is bounded: by prefetch, by [`Cap`], by the window of a publisher, by the largest body that is taken.
