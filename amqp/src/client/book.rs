@@ -324,6 +324,11 @@ impl Book {
         (self.suspended.clone(), subscriptions.collect())
     }
 
+    /// A channel is being restored.
+    pub(super) fn resumes(&mut self, state: &ChannelState) {
+        self.suspended.retain(|other| other.tag != state.tag);
+    }
+
     /// All is as it was; but publishers wait for what they had published before.
     pub(super) fn open_gates(&self) {
         for state in self.channels.iter().flatten() {

@@ -46,7 +46,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Connection, Erro
 /// # Errors
 /// As [`connect`].
 pub async fn connect_to(uri: &Uri, options: Options) -> Result<Connection, Error> {
-    let mut dialer = Dialer::Address(uri.clone());
+    let mut dialer = Dialer::Address(Box::new(uri.clone()));
     let link = dialer.dial(&options).await?;
     Ok(Connection::start(link, dialer, options))
 }

@@ -32,7 +32,7 @@ pub(super) struct Link {
 
 /// Where connections come from.
 pub(super) enum Dialer {
-    Address(Uri),
+    Address(Box<Uri>),
     #[cfg(test)]
     Script(Box<dyn FnMut() -> std::io::Result<(Transport, ClientConfig)>>),
 }

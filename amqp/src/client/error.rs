@@ -58,7 +58,7 @@ pub enum Error {
     /// The connection has ended, and making a new one was given up.
     #[error(
         "connection lost ({why}), and not recovered: {}",
-        last.as_ref().map_or("no more attempts are allowed".to_owned(), |last| last.to_string())
+        last.as_ref().map_or_else(|| "no more attempts are allowed".to_owned(), |last| last.to_string())
     )]
     NotRecovered {
         /// Why it ended.

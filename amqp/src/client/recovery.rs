@@ -89,13 +89,13 @@ async fn dial_again(shared: &Shared, dialer: &mut Dialer) -> Option<Pipe> {
             Ok(link) => return Some(shared.install(link)),
             Err(error) => {
                 log::warn!("{error}");
-                let is_final = match &error {
+                let is_final = matches!(
+                    error,
                     Error::LoginRefused { .. }
-                    | Error::VirtualHost { .. }
-                    | Error::NoTls
-                    | Error::Interrupted(_) => true,
-                    _ => false,
-                };
+                        | Error::VirtualHost { .. }
+                        | Error::NoTls
+                        | Error::Interrupted(_)
+                );
                 if is_final {
                     shared.give_up_recovery(Some(error));
                     return None;
@@ -370,9 +370,7 @@ async fn restore_channel(
     mut failed: Vec<basic::Consume>,
 ) -> Result<(), Error> {
     'anew: loop {
-        let mut book = shared.book.borrow_mut();
-        book.suspended.retain(|s| s.tag != state.tag);
-        drop(book);
+        shared.book.borrow_mut().resumes(state);
         if state.down.get().is_some() {
             return Ok(());
         }

@@ -172,10 +172,11 @@ impl Robot {
                 continue;
             }
             let hangs_up = self.hangs_up_at.get().filter(|at| text.starts_with(at));
-            let refuses = self.refuses.borrow();
-            let refused = refuses.iter().find(|(at, _)| text.starts_with(at));
-            let refused = refused.map(|&(_, code)| code);
-            drop(refuses);
+            let refused = {
+                let refuses = self.refuses.borrow();
+                let refused = refuses.iter().find(|(at, _)| text.starts_with(at));
+                refused.map(|&(_, code)| code)
+            };
             let is_publish = text.contains(" publish ");
             self.heard.borrow_mut().push(text);
             if hangs_up.is_some() {

@@ -28,7 +28,7 @@ use crate::proto::unsettled::Settle;
 
 /// What the handles of a connection and its driver have in common.
 pub(super) struct Shared {
-    pub(super) me: Weak<Shared>,
+    pub(super) me: Weak<Self>,
     pub(super) core: RefCell<Core>,
     pub(super) book: RefCell<Book>,
     /// There is something for the driver to do.
