@@ -625,8 +625,11 @@ async fn resubscribe(shared: &Rc<Shared>, subscription: &Rc<Subscription>) -> Re
     // While it is suspended, an error does not end it for the user.
     let gate = state.gate.replace(Gate::Suspended);
     let outcome = resubscribe_on(shared, &state, &steps).await;
-    state.gate.set(gate);
-    shared.pulse();
+    // Lost meanwhile, the connection has suspended it for longer.
+    if !shared.is_recovering() {
+        state.gate.set(gate);
+        shared.pulse();
+    }
     match outcome {
         Ok(true) => {
             let queue = queue.to_string();
