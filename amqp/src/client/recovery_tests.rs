@@ -16,7 +16,6 @@ use super::tests::{config, put_handshake};
 use super::transport::Transport;
 use super::*;
 use crate::error::ReplyCode;
-use crate::proto::topology::Step;
 use crate::wire::cold::{
     self, Method, basic, channel, confirm, connection, exchange, queue, short_text,
 };
@@ -857,6 +856,29 @@ fn a_consumer_that_the_server_ends_is_started_again_with_its_queue() {
     });
 }
 
+#[test]
+fn a_connection_lost_while_a_consumer_is_started_again_recovers_all_of_it() {
+    with_robot(Recovery::default(), async |connection, robot, _| {
+        let mut events = connection.events();
+        let (_one, two, mut consumer) = furnish(&connection).await?;
+        let cancel = basic::AMQPMethod::Cancel(basic::Cancel {
+            consumer_tag: "t".into(),
+            nowait: true,
+        });
+        robot.hangs_up_at.set(Some("2 consume amq.gen-2"));
+        robot.says(2, Method::Basic(cancel)).await;
+        let lost = until(&mut events, |e| matches!(e, ConnectionEvent::Lost(_)));
+        lost.await?;
+        settled().await?;
+        // Asked now, it waits.
+        two.qos(9).await?;
+        assert!(!connection.is_recovering());
+        robot.delivers(2, "t", 1).await;
+        assert_eq!(consumer.next().await?.unwrap().ack(), Settled::Queued);
+        Ok(())
+    });
+}
+
 /// Accepts: amqp/R6
 #[test]
 fn what_was_dropped_or_closed_before_the_cut_or_during_it_stays_away() {
@@ -966,10 +988,4 @@ fn a_new_connection_is_not_blocked_because_the_old_one_was() {
         assert!(!connection.is_blocked());
         channel.publish(Message::new(b"x").key("q")).await
     });
-}
-
-#[test]
-fn an_entity_says_what_it_is() {
-    let step = Step::Confirms;
-    assert_eq!(step.to_string(), "confirm mode");
 }
