@@ -271,8 +271,10 @@ impl Journal {
 
     /// A consumer has ended, and perhaps its queue.
     pub fn cancelled(&mut self, channel: ChannelTag, consumer_tag: &str) {
-        let consumers = &mut self.channel(channel).consumers;
-        let ended = consumers
+        let channel = self.channels.iter_mut().find(|c| c.tag == channel);
+        let Some(channel) = channel else { return };
+        let ended = channel
+            .consumers
             .extract_if(.., |c| c.consume.consumer_tag.as_str() == consumer_tag)
             .map(|c| c.consume.queue.to_string())
             .collect();
