@@ -7,6 +7,7 @@
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
+//! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
@@ -33,5 +34,6 @@ mod kernel_sync;
 mod kernel_tls;
 mod kernel_universal;
 mod kernel_user;
+mod recovery;
 mod replies;
 mod seed;
