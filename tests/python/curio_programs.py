@@ -88,8 +88,9 @@ class OrderedTask(curio.task.Task):
     async def cancel(self, **kwargs):
         if not self.terminated and not self.cancelled:
             self.cancellations += 1
+            now = monotonic()
             # In place: blocks hold this list too.
-            self._deadlines[:] = [math.inf] * len(self._deadlines)
+            self._deadlines[:] = [end if end < now else math.inf for end in self._deadlines]
         await super().cancel(**kwargs)
 
 

@@ -87,12 +87,11 @@ pub(crate) struct Program {
 /// How many locks, queues and events there are.
 pub(crate) const OBJECTS: usize = 2;
 
-fn leaf(objects: Objects) -> impl Strategy<Value = Op> {
-    let more = u32::from(objects == Objects::All);
+fn leaf(objects: Objects) -> BoxedStrategy<Op> {
     let time = || 0..8_u32;
     let task = || 0..4_u8;
     let object = || 0..OBJECTS as u8;
-    prop_oneof![
+    let modelled = prop_oneof![
         6 => time().prop_map(Op::Sleep),
         2 => Just(Op::Yield),
         1 => time().prop_map(Op::Stall),
@@ -108,9 +107,17 @@ fn leaf(objects: Objects) -> impl Strategy<Value = Op> {
         2 => object().prop_map(Op::Set),
         1 => object().prop_map(Op::Clear),
         1 => Just(Op::Never),
-        2 * more => object().prop_map(Op::Notified),
-        2 * more => (object(), 1..3_u8).prop_map(|(condition, count)| Op::Notify(condition, count)),
+    ];
+    if objects == Objects::Modelled {
+        return modelled.boxed();
+    }
+    let notify = |(condition, count)| Op::Notify(condition, count);
+    prop_oneof![
+        28 => modelled,
+        2 => object().prop_map(Op::Notified),
+        2 => (object(), 1..3_u8).prop_map(notify),
     ]
+    .boxed()
 }
 
 fn block(op: impl Strategy<Value = Op> + Clone) -> impl Strategy<Value = Vec<Op>> + Clone {
@@ -126,12 +133,11 @@ pub(crate) enum Objects {
 }
 
 pub(crate) fn programs(objects: Objects) -> impl Strategy<Value = Program> {
-    let more = u32::from(objects == Objects::All);
     let op = leaf(objects).prop_recursive(5, 60, 5, move |op| {
         let limit = || prop::option::weighted(0.9, 0..8_u32);
         let body = block(op.clone());
         let one = op.clone();
-        prop_oneof![
+        let modelled = prop_oneof![
             4 => one,
             6 => body.clone().prop_map(Op::Spawn),
             4 => (limit(), body.clone()).prop_map(|(limit, body)| Op::Timeout(limit, body)),
@@ -143,10 +149,18 @@ pub(crate) fn programs(objects: Objects) -> impl Strategy<Value = Program> {
             1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Select(a, b)),
             1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Both(a, b)),
             1 => prop::collection::vec(body.clone(), 0..4).prop_map(Op::All),
-            more => (0..OBJECTS as u8, body.clone()).prop_map(|(lock, body)| Op::Relocked(lock, body)),
-            more => (0..OBJECTS as u8, body.clone()).prop_map(|(semaphore, body)| Op::Permitted(semaphore, body)),
-            3 * more => groups(body).prop_map(Op::Group),
+        ];
+        if objects == Objects::Modelled {
+            return modelled.boxed();
+        }
+        let object = || 0..OBJECTS as u8;
+        prop_oneof![
+            26 => modelled,
+            1 => (object(), body.clone()).prop_map(|(lock, body)| Op::Relocked(lock, body)),
+            1 => (object(), body.clone()).prop_map(|(number, body)| Op::Permitted(number, body)),
+            3 => groups(body).prop_map(Op::Group),
         ]
+        .boxed()
     });
     let main = prop::collection::vec(op, 1..8);
     let interval = prop_oneof![Just(1), Just(3), Just(13)];
