@@ -9,6 +9,7 @@
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
+//! | [`kernel_budget`] | what the kernel does, in system calls, counted by strace; no broker |
 //! | [`kernel_curio`] | random programs: what Curio on Python makes of them, our kernel must too; no broker |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
@@ -19,6 +20,7 @@ mod client;
 mod delivery;
 mod demo;
 mod faults;
+mod kernel_budget;
 mod kernel_core;
 mod kernel_curio;
 mod kernel_interop;

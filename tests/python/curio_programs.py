@@ -78,7 +78,22 @@ class Deadlines:
 
 
 class OrderedTask(curio.task.Task):
-    """Curio wakes all joiners in the order of a set, that is: in none; we in the order in which they came."""
+    """Curio wakes all joiners in the order of a set, that is: in none; we in the order in which they came.
+
+    In Curio a timeout takes the place of a cancellation that was not told yet, which is lost with it; here the cancellation stays, since
+    it comes from further out."""
+
+    _pending = None
+
+    @property
+    def cancel_pending(self):
+        return self._pending
+
+    @cancel_pending.setter
+    def cancel_pending(self, interrupt):
+        is_late = isinstance(interrupt, TaskTimeout)
+        if not (is_late and self._pending and not isinstance(self._pending, TaskTimeout)):
+            self._pending = interrupt
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
