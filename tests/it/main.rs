@@ -11,6 +11,7 @@
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | [`kernel_budget`] | what the kernel does, in system calls, counted by strace; no broker |
 //! | [`kernel_curio`] | random programs: what Curio on Python makes of them, our kernel must too; no broker |
+//! | [`kernel_leaks`] | what is left in a process when its kernels are gone; no broker |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
@@ -25,6 +26,7 @@ mod kernel_core;
 mod kernel_curio;
 mod kernel_interop;
 mod kernel_io;
+mod kernel_leaks;
 mod kernel_model;
 mod kernel_sync;
 mod kernel_universal;
