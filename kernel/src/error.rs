@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::task::TaskInfo;
+use crate::task::{TaskInfo, TaskTree};
 
 /// Cancellation or timeout, delivered as the `Err` of a blocking trap.
 ///
@@ -222,7 +222,7 @@ pub enum RunError {
     #[error("a kernel already runs on this thread; spawn into it instead of running another")]
     Reentrant,
     /// The main task waits, and nothing inside or outside the kernel can ever wake it.
-    #[error("deadlock: nothing can wake the main task\n{}", dump(.0))]
+    #[error("deadlock: nothing can wake the main task\n{}", TaskTree(.0))]
     Deadlock(Vec<TaskInfo>),
     /// The main task was aborted before it ended.
     #[error("the main task was aborted")]
@@ -230,10 +230,6 @@ pub enum RunError {
     /// The poller failed.
     #[error("the kernel's poller failed: {0}")]
     Io(#[from] io::Error),
-}
-
-fn dump(tasks: &[TaskInfo]) -> String {
-    tasks.iter().map(|task| format!("  {task}\n")).collect()
 }
 
 /// A second task waits for the same direction of the same source (Curio's `ReadResourceBusy` and `WriteResourceBusy`).

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -35,6 +36,29 @@ pub enum Wait<T> {
 /// among the results.
 ///
 /// If dropped, its members are cancelled, but not waited for.
+///
+/// A task is a member of one group, once; a group that was joined is gone, and there are no results before that:
+///
+/// ```compile_fail,E0382
+/// # fn adds_twice(task: kernel::Task<Result<i32, kernel::Interrupt>>) {
+/// let mut group = kernel::TaskGroup::new(kernel::Wait::All);
+/// group.adopt(task);
+/// group.adopt(task);
+/// # }
+/// ```
+/// ```compile_fail,E0382
+/// # async fn uses_a_joined_group(mut group: kernel::TaskGroup<i32>) {
+/// group.join().await.unwrap();
+/// group.spawn(async { Ok(1) });
+/// # }
+/// ```
+/// ```compile_fail,E0507
+/// # async fn joins_inside_the_block() {
+/// kernel::group(kernel::Wait::All, async |group: &mut kernel::TaskGroup<i32>| {
+///     group.join().await
+/// });
+/// # }
+/// ```
 pub struct TaskGroup<T, E = Interrupt> {
     wait: Wait<T>,
     /// By number, which is the order of creation.
@@ -46,6 +70,9 @@ pub struct TaskGroup<T, E = Interrupt> {
     adopted: Vec<u64>,
     ends: Rc<Ends>,
 }
+
+/// Where the task dump says that a task waits for the group.
+type Place = &'static Location<'static>;
 
 struct Member<T, E> {
     task: Task<Result<T, E>>,
@@ -175,7 +202,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
         self.start(future, true)
     }
 
-    /// Makes a task that runs, or has ended, a member.
+    /// Makes a task that runs, or has ended, a member. It is no daemon, whoever started it.
     pub fn adopt(&mut self, task: Task<Result<T, E>>) -> TaskRef {
         let number = self.next_number();
         if task.is_terminated() {
@@ -208,15 +235,21 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     ///
     /// # Errors
     /// The caller's [`Interrupt`]; the members go on.
-    pub async fn next_done(&mut self) -> Result<Option<Done<T, E>>, Interrupt> {
-        let Some(number) = self.next_end().await? else {
-            return Ok(None);
-        };
-        let member = self.members.remove(&number).expect("it was just found");
-        Ok(Some(Done {
-            task: member.task.to_ref(),
-            result: member.outcome.expect("it has ended"),
-        }))
+    #[track_caller]
+    pub fn next_done(
+        &mut self,
+    ) -> impl Future<Output = Result<Option<Done<T, E>>, Interrupt>> + use<'_, T, E> {
+        let at = Location::caller();
+        async move {
+            let Some(number) = self.next_end(at).await? else {
+                return Ok(None);
+            };
+            let member = self.members.remove(&number).expect("it was just found");
+            Ok(Some(Done {
+                task: member.task.to_ref(),
+                result: member.outcome.expect("it has ended"),
+            }))
+        }
     }
 
     /// Cancels all members that have not ended, waits for them, and takes them out. Daemons go on.
@@ -225,7 +258,14 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     ///
     /// # Errors
     /// The caller's [`Interrupt`].
-    pub async fn cancel_remaining(&mut self) -> Result<(), Interrupt> {
+    #[track_caller]
+    pub fn cancel_remaining(
+        &mut self,
+    ) -> impl Future<Output = Result<(), Interrupt>> + use<'_, T, E> {
+        self.cancel_remaining_at(Location::caller())
+    }
+
+    async fn cancel_remaining_at(&mut self, at: Place) -> Result<(), Interrupt> {
         let mut cancelled = Vec::new();
         for (&number, member) in &self.members {
             if !member.is_daemon && !member.task.is_terminated() {
@@ -234,7 +274,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
             }
         }
         for number in &cancelled {
-            join_wait(&self.members[number].task).await?;
+            join_wait(&self.members[number].task).called_at(at).await?;
         }
         for number in &cancelled {
             self.members.remove(number);
@@ -250,9 +290,14 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     ///
     /// # Errors
     /// The caller's [`Interrupt`]; never that of a member.
-    pub async fn join(mut self) -> Result<Outcome<T, E>, Interrupt> {
-        let completed = self.wait_for_members().await;
-        let ended = self.end_all().await;
+    #[track_caller]
+    pub fn join(self) -> impl Future<Output = Result<Outcome<T, E>, Interrupt>> + use<T, E> {
+        self.join_at(Location::caller())
+    }
+
+    async fn join_at(mut self, at: Place) -> Result<Outcome<T, E>, Interrupt> {
+        let completed = self.wait_for_members(at).await;
+        let ended = self.end_all(at).await;
         let completed = completed?;
         ended?;
         let results = std::mem::take(&mut self.members)
@@ -299,7 +344,7 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     }
 
     /// Waits for the end of any member that is no daemon; `None` if all have ended. Its outcome is set.
-    async fn next_end(&mut self) -> Result<Option<u64>, Interrupt> {
+    async fn next_end(&mut self, at: Place) -> Result<Option<u64>, Interrupt> {
         loop {
             while let Some(number) = self.ends.next() {
                 let Some(member) = self.members.get_mut(&number) else {
@@ -318,10 +363,11 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
             let mut adopted = Vec::new();
             self.adopted.retain(|&number| {
                 let member = self.members.get(&number).filter(|m| m.outcome.is_none());
-                adopted.extend(member.map(|member| (number, join_wait(&member.task))));
+                adopted
+                    .extend(member.map(|member| (number, join_wait(&member.task).called_at(at))));
                 member.is_some()
             });
-            let mut reported = sched_wait(&self.ends.lot, WaitKind::Join);
+            let mut reported = sched_wait(&self.ends.lot, WaitKind::Join).called_at(at);
             let ends = &self.ends;
             poll_fn(|cx| {
                 let mut answer = Pin::new(&mut reported).poll(cx);
@@ -340,12 +386,12 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     }
 
     /// Waits as `self.wait` says and tells which member ended it.
-    async fn wait_for_members(&mut self) -> Result<Option<TaskId>, Interrupt> {
+    async fn wait_for_members(&mut self, at: Place) -> Result<Option<TaskId>, Interrupt> {
         if let Wait::None = self.wait {
             return Ok(None);
         }
         let mut first = None;
-        while let Some(number) = self.next_end().await? {
+        while let Some(number) = self.next_end(at).await? {
             let member = &self.members[&number];
             let id = member.task.id();
             first = first.or(Some(id));
@@ -365,14 +411,14 @@ impl<T: 'static, E: 'static> TaskGroup<T, E> {
     }
 
     /// Cancels all that run, waits for their ends, daemons' last, and sets their outcomes.
-    async fn end_all(&mut self) -> Result<(), Interrupt> {
+    async fn end_all(&mut self, at: Place) -> Result<(), Interrupt> {
         for is_daemon in [false, true] {
             let of_kind = |member: &&mut Member<T, E>| member.is_daemon == is_daemon;
             for member in self.members.values_mut().filter(of_kind) {
                 member.task.request_cancel(Reason::default());
             }
             for member in self.members.values_mut().filter(of_kind) {
-                join_wait(&member.task).await?;
+                join_wait(&member.task).called_at(at).await?;
                 member.settle();
             }
         }
@@ -433,21 +479,25 @@ impl<T, E> fmt::Debug for TaskGroup<T, E> {
 /// # Ok::<(), Interrupt>(())
 /// # }).unwrap().unwrap();
 /// ```
-pub async fn group<T, E, R, X>(
+#[track_caller]
+pub fn group<T, E, R, X>(
     wait: Wait<T>,
     body: impl AsyncFnOnce(&mut TaskGroup<T, E>) -> Result<R, X>,
-) -> Result<(R, Outcome<T, E>), X>
+) -> impl Future<Output = Result<(R, Outcome<T, E>), X>>
 where
     T: 'static,
     E: 'static,
     X: From<Interrupt>,
 {
-    let mut group = TaskGroup::new(wait);
-    match body(&mut group).await {
-        Ok(value) => Ok((value, group.join().await?)),
-        Err(error) => {
-            group.end_all().await?;
-            Err(error)
+    let at = Location::caller();
+    async move {
+        let mut group = TaskGroup::new(wait);
+        match body(&mut group).await {
+            Ok(value) => Ok((value, group.join_at(at).await?)),
+            Err(error) => {
+                group.end_all(at).await?;
+                Err(error)
+            }
         }
     }
 }

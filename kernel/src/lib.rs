@@ -57,7 +57,10 @@
 
 #[cfg(feature = "channel")]
 pub mod channel;
+pub mod debug;
 pub mod fs;
+pub mod local;
+pub mod monitor;
 pub mod net;
 pub mod process;
 pub mod signal;
@@ -65,33 +68,41 @@ pub mod sync;
 pub mod thread;
 pub mod traps;
 
+mod activation;
 mod cancel;
 mod error;
 mod group;
 mod runtime;
 mod task;
 mod time;
+mod watchdog;
 mod workers;
 
+pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
 };
 pub use error::{Interrupt, JoinError, MaybeInterrupt, Panic, Reason, ResourceBusy, RunError};
 pub use group::{Done, GroupError, Outcome, TaskGroup, Wait, group};
+pub use local::TaskLocal;
 pub use runtime::{
     Builder, Clock, Kernel, Remote, ShutdownReport, SystemClock, Turn, VirtualClock, WaitKind,
 };
 pub use task::{
-    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, current_task, spawn, try_current_task,
-    yield_now,
+    Join, Task, TaskId, TaskInfo, TaskRef, TaskState, TaskTree, current_task, spawn, tasks,
+    try_current_task, wait_until_idle, yield_now,
 };
 pub use thread::{spawn_thread, spawn_thread_with};
 pub use time::{
     Bounded, drop_after, ignore_after, ignore_at, now, sleep, sleep_until, timeout_after,
     timeout_at,
 };
-pub use workers::{ThreadPool, run_in_thread};
+pub use watchdog::Stuck;
+pub use workers::{
+    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread,
+};
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.
 ///

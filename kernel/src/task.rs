@@ -1,5 +1,6 @@
 //! Tasks: start them, wait for them, cancel them, look at them.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
@@ -9,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::error::{Interrupt, JoinError, Reason};
 use crate::runtime::{BodyRef, Handle, WaitKind};
-use crate::traps::{self, JoinPlace, JoinWait, Yield, call};
+use crate::traps::{self, IdleWait, JoinPlace, JoinWait, Yield, call, idle_wait};
 
 /// Starts a task. It runs when its turn in the ready queue comes; the caller goes on.
 ///
@@ -39,6 +40,41 @@ pub const fn yield_now() -> Yield {
     Yield(false)
 }
 
+/// Lets all other tasks go on until none of them can: each waits for a time, a descriptor, an answer (Trio's
+/// `wait_all_tasks_blocked`). The end of "let it run as far as it can" in a test, with no guess at a number of turns; and a place for work
+/// that should only be done when there is none. Does not wait for a time to come: the clock of a test stands still meanwhile.
+///
+/// Tasks that never stop running keep it waiting for ever. Several that wait for it go on together.
+///
+/// Cancellation point: yes. If dropped, the wait is abandoned.
+///
+/// # Errors
+/// An [`Interrupt`].
+///
+/// ```
+/// use kernel::sync::Queue;
+/// use std::{cell::Cell, rc::Rc};
+///
+/// # kernel::run(async {
+/// let (jobs, done) = (Rc::new(Queue::new(None)), Rc::new(Cell::new(0)));
+/// let (todo, count) = (jobs.clone(), done.clone());
+/// kernel::spawn(async move {
+///     while let Ok(job) = todo.get().await {
+///         count.set(count.get() + job);
+///     }
+/// });
+/// for job in [1, 2, 3] {
+///     jobs.put(job).await.unwrap();
+/// }
+/// kernel::wait_until_idle().await.unwrap();
+/// assert_eq!(done.get(), 6);
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub const fn wait_until_idle() -> IdleWait {
+    idle_wait()
+}
+
 /// The running task.
 ///
 /// # Panics
@@ -53,6 +89,38 @@ pub fn current_task() -> TaskRef {
 #[must_use]
 pub fn try_current_task() -> Option<TaskRef> {
     call::try_current()
+}
+
+/// Every live task of the running kernel, in the order they were spawned. [`TaskTree`] prints them.
+///
+/// Not a cancellation point. Works in tasks, in observers and in a [`Remote::call`](crate::Remote::call).
+///
+/// # Panics
+/// Outside a running kernel; there, [`Kernel::tasks`](crate::Kernel::tasks) tells.
+///
+/// A program that prints what its tasks do when it is sent `SIGUSR1`:
+///
+/// ```
+/// use kernel::signal::{SIGUSR1, SignalQueue};
+/// use kernel::{TaskTree, spawn, tasks, yield_now};
+///
+/// # kernel::run(async {
+/// let signals = SignalQueue::new(&[SIGUSR1])?;
+/// let inspector = spawn(async move {
+///     while signals.next().await.is_ok() {
+///         eprintln!("{}", TaskTree(&tasks()));
+///     }
+/// });
+/// inspector.set_name("inspector");
+/// yield_now().await.unwrap();
+/// let tree = TaskTree(&tasks()).to_string();
+/// assert!(tree.contains("\n  task 2 \"inspector\" waits for Read at "), "{tree}");
+/// # std::io::Result::Ok(()) }).unwrap().unwrap();
+/// ```
+#[track_caller]
+#[must_use]
+pub fn tasks() -> Vec<TaskInfo> {
+    call::tasks()
 }
 
 /// Number of a task, in the order they were spawned in its kernel, from 1.
@@ -338,6 +406,35 @@ impl fmt::Display for TaskInfo {
         write!(f, " spawned at {}, {} cycles", self.spawned_at, self.cycles)?;
         if self.cancelled {
             f.write_str(", cancelled")?;
+        }
+        Ok(())
+    }
+}
+
+/// Prints tasks, each under the one that spawned it, a line each: state, waits, where they were spawned. Tasks whose parents have ended stand at the left.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskTree<'a>(pub &'a [TaskInfo]);
+
+/// Deeper than this nothing is indented any more: a chain of a million tasks is no reason for lines of a million blanks.
+const DEEPEST: usize = 32;
+
+impl fmt::Display for TaskTree<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let alive: HashSet<_> = self.0.iter().map(|task| task.id).collect();
+        let mut children: HashMap<_, Vec<_>> = HashMap::new();
+        for task in self.0 {
+            let parent = task.parent.filter(|parent| alive.contains(parent));
+            children.entry(parent).or_default().push(task);
+        }
+        let mut ahead = Vec::new();
+        let mut add = |ahead: &mut Vec<_>, parent, depth| {
+            let tasks = children.remove(&parent).unwrap_or_default();
+            ahead.extend(tasks.into_iter().rev().map(|task| (task, depth)));
+        };
+        add(&mut ahead, None, 0);
+        while let Some((task, depth)) = ahead.pop() {
+            writeln!(f, "{:1$}{task}", "", 2 * depth.min(DEEPEST))?;
+            add(&mut ahead, Some(task.id), depth + 1);
         }
         Ok(())
     }

@@ -22,6 +22,8 @@
 //! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | [`current_task`](crate::current_task) |
 //! | `_set_timeout`, `_unset_timeout` | [`set_timeout`], [`Timeout::unset`] | immediate | [`Timeout`] | [`timeout_after`](crate::timeout_after) |
 //! | `_clock` | [`clock`] | immediate | `Instant` | [`now`](crate::now) |
+//! | – | [`join_wait`] | blocking | the task has ended | [`Task::join`] |
+//! | – | [`idle_wait`] | blocking | no other task can run | [`wait_until_idle`](crate::wait_until_idle) |
 //!
 //! A blocking trap is a *leaf future*: it registers one node in the kernel's table when it is first polled and takes it out when
 //! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones are futures too, ready at
@@ -43,8 +45,9 @@ use std::time::{Duration, Instant};
 use crate::error::Interrupt;
 #[cfg(doc)]
 use crate::error::ResourceBusy;
+use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
-use crate::task::{Task, TaskId, TaskRef};
+use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
 
@@ -244,6 +247,11 @@ pub(crate) mod call {
         })
     }
 
+    #[track_caller]
+    pub(crate) fn tasks() -> Vec<TaskInfo> {
+        running(|core| core.with(|state| state.dump()))
+    }
+
     pub(crate) fn cancel(body: &BodyRef, interrupt: Interrupt) -> bool {
         let cancel = |core: &Core| core.with(|state| state.cancel(body.slot.get(), interrupt));
         runtime::with_kernel_of(body, cancel).unwrap_or(false)
@@ -256,6 +264,20 @@ pub(crate) mod call {
     /// Works on the tables for a live task's handle; `None` if it has ended.
     pub(crate) fn inspect<R>(body: &BodyRef, f: impl FnOnce(&mut State, u32) -> R) -> Option<R> {
         runtime::with_kernel_of(body, |core| core.with(|state| f(state, body.slot.get())))
+    }
+
+    /// Calls `f` with the running task's local values; `None` if no task runs here.
+    pub(crate) fn locals<R>(f: impl FnOnce(Option<&Locals>) -> R) -> Option<R> {
+        in_task(|state| f(state.locals()))
+    }
+
+    /// As `locals`, to change them. `f` calls no user code, and drops no user's value: the tables are borrowed.
+    pub(crate) fn locals_mut<R>(f: impl FnOnce(&mut Locals) -> R) -> Option<R> {
+        in_task(|state| f(state.locals_mut()))
+    }
+
+    fn in_task<R>(f: impl FnOnce(&mut State) -> R) -> Option<R> {
+        runtime::with_current(|core| core?.with(|state| (state.current != NIL).then(|| f(state))))
     }
 
     /// Works on the tables for the running task.
@@ -502,6 +524,12 @@ pub struct SchedWait<'a> {
 }
 
 impl SchedWait<'_> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that awaits this in its turn, not inside it.
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
+
     /// Whether it has been woken and not polled since. A primitive that gives something away with a wake (a lock, a permit) asks
     /// this when the waiting future is dropped, and passes it on.
     #[must_use]
@@ -568,6 +596,14 @@ pub struct JoinWait {
     wait: JoinPlace,
 }
 
+impl JoinWait {
+    /// As [`SchedWait::called_at`].
+    pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.wait.at = at;
+        self
+    }
+}
+
 impl std::fmt::Debug for JoinWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinWait")
@@ -616,6 +652,41 @@ impl JoinPlace {
     }
 }
 
+/// Waits until no other task can run: each waits for a time, a descriptor, another task, an answer from elsewhere (Trio's
+/// `wait_all_tasks_blocked`; Curio has no such trap). What is readable, due or answered by then goes first. Several that wait for it go on
+/// together.
+///
+/// Cancellation point: yes. If dropped, the wait is abandoned.
+#[track_caller]
+pub const fn idle_wait() -> IdleWait {
+    IdleWait {
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits until no other task can run; made by [`idle_wait`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct IdleWait {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl Future for IdleWait {
+    type Output = Result<(), Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let fired = this.wait.poll(cx, |state| {
+            let node = state.open_wait(WaitKind::Idle, 0, this.at);
+            state.park_idle(node);
+            node
+        });
+        fired.map_ok(|_| ())
+    }
+}
+
 /// Trap `future_wait`: waits for an answer from elsewhere. `start` is called with the [`Completer`] once the wait is armed, so that no answer
 /// can come too early; if an interrupt is pending it is not called at all.
 ///
@@ -636,6 +707,14 @@ pub struct FutureWait<F> {
     start: Option<F>,
     wait: Wait,
     at: &'static Location<'static>,
+}
+
+impl<F> FutureWait<F> {
+    /// As [`SchedWait::called_at`].
+    pub fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.at = at;
+        self
+    }
 }
 
 impl<F> Unpin for FutureWait<F> {}

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod embedding;
+mod idle;
 mod ownership;
 mod panics;
 mod tasks;

@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
+use super::book::{ChannelState, Reply};
 use super::connection::ConnectionInner;
 use super::consumer::{Consume, Delivery};
-use super::driver::{ChannelState, Reply, Request, Shared};
 use super::error::{Busy, Error};
 use super::publisher::{Message, Window};
+use super::request::Request;
+use super::shared::Shared;
 use crate::error::EncodeError;
 use crate::proto::event::ChannelKey;
 use crate::wire::cold::{

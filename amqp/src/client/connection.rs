@@ -17,9 +17,10 @@ use kernel::{Interrupt, ignore_after};
 
 use super::Options;
 use super::channel::Channel;
-use super::driver::{Shared, drive};
+use super::driver::drive;
 use super::error::{Error, Returned};
 use super::publisher::{Publisher, PublisherOptions};
+use super::shared::Shared;
 use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
 use crate::proto::event::Down;

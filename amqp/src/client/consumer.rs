@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use kernel::sync::Event as Flag;
 
+use super::book::Got;
 use super::channel::{Arguments, Channel, ChannelInner};
-use super::driver::Got;
 use super::error::Error;
 use crate::error::EncodeError;
 use crate::proto::event::{ChannelKey, ConsumerKey, DeliveryKey};

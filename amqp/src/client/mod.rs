@@ -39,12 +39,15 @@
 //! - Publishers wait above [`Options::high_water`], and while the server is short of memory. Acks and heartbeats do not.
 //! - A delivery of a lost channel or connection settles to nothing ([`Settled::Stale`]).
 
+mod book;
 mod channel;
 mod connection;
 mod consumer;
 mod driver;
 mod error;
 mod publisher;
+mod request;
+mod shared;
 #[cfg(test)]
 mod tests;
 

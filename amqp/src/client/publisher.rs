@@ -10,8 +10,8 @@ use std::task::{Context, Poll, Waker};
 use kernel::sync::Event as Flag;
 use kernel::{Interruptible, interruptible};
 
+use super::book::ChannelState;
 use super::channel::Channel;
-use super::driver::ChannelState;
 use super::error::{Busy, Error, Returned};
 use crate::proto::event::Lost;
 use crate::proto::unsettled::Slots;

@@ -1,39 +1,37 @@
 //! The client's side of a connection, without a socket.
 //!
-//! Bytes go in by [`Connection::feed`] and come out of [`Connection::output`]; what happened goes to the `sink` that the
-//! caller passes. Time is an argument. The caller sends what is in the output, reports how much of it went
-//! ([`Connection::written`]), calls [`Connection::flush_acks`] before it writes, and [`Connection::tick`] at
-//! [`Connection::deadline`].
+//! Bytes go in by [`Connection::feed`] and come out of [`Connection::take_output`]; what happened goes to the `sink` that the
+//! caller passes. Time is an argument. The caller calls [`Connection::flush_acks`] before it takes the output, sends that, says so
+//! ([`Connection::wrote`]), and calls [`Connection::tick`] at [`Connection::deadline`].
 //!
 //! What holds always:
 //!
 //! - Every request and every publishing in confirm mode that was accepted gets exactly one terminal event. When the
 //!   connection ends, that event is sent before [`Event::Down`], in the same call.
-//! - A message is appended to the output as a whole, so no two are ever interleaved on a channel.
+//! - The frames of a message follow each other on its channel, so no two are ever interleaved there; large ones on different channels
+//!   take turns (see [`outbox`](super::outbox)).
 //! - Where `feed` stops, the output ends at a frame boundary: a heartbeat can be appended at any time.
 //! - The events do not depend on how the incoming bytes were cut.
 //!
 //! A soft error takes down one channel, a hard one everything. A peer that breaks the protocol is told so by
 //! `connection.close` and not waited for.
 
-use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
 use super::confirms::{Confirms, fingerprint};
-use super::content::{self, Assembly, Content};
-use super::event::{
-    ChannelKey, CloseReason, ConsumerKey, DeliveryKey, Down, Event, Lost, Outcome, Refused, ReqId,
-};
-use super::handshake::{self, ClientConfig, ClientStep, HandshakeError, Tuned};
+use super::event::{ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Refused, ReqId};
+use super::handshake::{self, ClientConfig, HandshakeError, Tuned};
 use super::heartbeat::{Beat, Heartbeat};
+use super::outbox::Outbox;
 use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
 use crate::wire::cold::{self, Method, basic, channel, confirm, connection};
 use crate::wire::frame::put_heartbeat;
-use crate::wire::{AnyMethod, Frame, Props, Publish, Splitter, hot};
+use crate::wire::{Props, Publish, Splitter};
 
 /// Where events go. It is called while the connection is borrowed, so it notes and does not act.
 pub type Sink<'s> = dyn FnMut(Event<'_>) + 's;
@@ -43,24 +41,24 @@ pub const DEFAULT_MAX_BODY: u64 = 128 << 20;
 
 /// A client's connection.
 pub struct Connection {
-    state: State,
-    out: Output,
-    splitter: Splitter,
-    beat: Heartbeat,
+    pub(super) state: State,
+    pub(super) out: Outbox,
+    pub(super) splitter: Splitter,
+    pub(super) beat: Heartbeat,
     /// Index is the channel's number; 0 is the connection itself and stays empty.
-    channels: Vec<Option<Box<Channel>>>,
+    pub(super) channels: Vec<Option<Box<Channel>>>,
     /// Numbers below `channels.len()` that are not in use; the lowest is taken first.
-    free: BinaryHeap<Reverse<u16>>,
+    pub(super) free: BinaryHeap<Reverse<u16>>,
     /// Channels with acks that wait for the flush.
-    with_acks: Vec<u16>,
-    next_generation: u64,
-    next_request: u64,
-    next_consumer: u32,
-    is_blocked: bool,
-    max_body: u64,
+    pub(super) with_acks: Vec<u16>,
+    pub(super) next_generation: u64,
+    pub(super) next_request: u64,
+    pub(super) next_consumer: u64,
+    pub(super) is_blocked: bool,
+    pub(super) max_body: u64,
 }
 
-enum State {
+pub(super) enum State {
     Handshake(handshake::Client),
     Open(Tuned),
     /// `connection.close` has been sent.
@@ -71,11 +69,11 @@ enum State {
 impl Connection {
     /// Starts the handshake: the protocol header is in the output at once.
     ///
-    /// `epoch` is to differ from one connection to the next of the same user, so that a delivery of an earlier one is known
-    /// to be stale.
+    /// `epoch` is to differ from one connection to the next of the same user, so that nothing of an earlier one (a delivery, a
+    /// request, a consumer) is taken for one of this.
     pub fn new(config: ClientConfig, epoch: u32, now: Instant) -> Self {
-        let mut out = Output::default();
-        let handshake = handshake::Client::start(config, &mut out.bytes);
+        let mut out = Outbox::default();
+        let handshake = handshake::Client::start(config, out.lane(0));
         Self {
             state: State::Handshake(handshake),
             out,
@@ -85,8 +83,8 @@ impl Connection {
             free: BinaryHeap::new(),
             with_acks: Vec::new(),
             next_generation: u64::from(epoch) << 32,
-            next_request: 0,
-            next_consumer: 0,
+            next_request: u64::from(epoch) << 32,
+            next_consumer: u64::from(epoch) << 32,
             is_blocked: false,
             max_body: DEFAULT_MAX_BODY,
         }
@@ -154,8 +152,8 @@ impl Connection {
             Beat::Quiet => {}
             Beat::Due => {
                 // Bytes that wait are proof enough once they go, and a peer that does not read needs no more of them.
-                if self.out.pending().is_empty() && !self.is_down() {
-                    put_heartbeat(&mut self.out.bytes);
+                if self.out.is_empty() && !self.is_down() {
+                    put_heartbeat(self.out.lane(0));
                 }
             }
             Beat::Dead => {
@@ -173,30 +171,19 @@ impl Connection {
         self.beat.deadline()
     }
 
-    /// The bytes to be sent.
-    pub fn output(&self) -> &[u8] {
-        self.out.pending()
-    }
-
-    /// `n` bytes of the output have been sent.
-    pub fn written(&mut self, n: usize, now: Instant) {
-        self.beat.wrote(now);
-        self.out.written(n);
-    }
-
     /// How many bytes there are to be sent.
     pub fn output_len(&self) -> usize {
-        self.out.pending().len()
+        self.out.len()
     }
 
-    /// Moves the bytes to be sent into an empty buffer, to be sent from there: an alternative to [`Connection::output`] and
-    /// [`Connection::written`] for callers that write while others append.
+    /// Moves the bytes to be sent next into an empty buffer, to be sent from there while others append: what was said so far, and a part
+    /// of each large body. There may be more when they are gone. [`Sending`](super::outbox::Sending) is such a buffer.
     pub fn take_output(&mut self, into: &mut Vec<u8>) {
         debug_assert!(into.is_empty(), "what is left of the last bytes goes first");
-        self.out.take(into);
+        self.out.take(into, self.splitter.max_payload());
     }
 
-    /// Bytes that were taken by [`Connection::take_output`] have been sent.
+    /// Bytes that were taken have been sent.
     pub fn wrote(&mut self, now: Instant) {
         self.beat.wrote(now);
     }
@@ -212,7 +199,7 @@ impl Connection {
             if let Some(Some(channel)) = self.channels.get_mut(usize::from(id))
                 && channel.takes_requests()
             {
-                channel.unsettled.flush(id, &mut self.out.bytes);
+                channel.unsettled.flush(id, self.out.lane(id));
             }
         }
     }
@@ -260,6 +247,7 @@ impl Connection {
         self.must_be_open()?;
         self.flush_acks();
         self.put_connection_close(code, text, 0, 0);
+        self.out.forget_lanes();
         self.state = State::AwaitCloseOk;
         Ok(())
     }
@@ -354,7 +342,8 @@ impl Connection {
     ) -> Result<(ConsumerKey, ReqId), Refused> {
         let consumer = ConsumerKey(self.next_consumer);
         if method.consumer_tag.as_str().is_empty() {
-            method.consumer_tag = cold::short_text(&format!("sweepea-{}", consumer.0));
+            let (epoch, n) = (consumer.0 >> 32, consumer.0 as u32);
+            method.consumer_tag = cold::short_text(&format!("sweepea-{epoch}-{n}"));
         }
         let entry = Consumer {
             key: consumer,
@@ -432,6 +421,37 @@ impl Connection {
         props: &[u8],
         body: &[u8],
     ) -> Result<Option<u64>, Refused> {
+        self.publish_body(key, publish, props, Body::Lent(body))
+    }
+
+    /// As [`Connection::publish`], with a body that can be kept instead of copied until it has been sent.
+    ///
+    /// # Errors
+    /// As [`Connection::publish`].
+    pub fn publish_shared(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: &Rc<[u8]>,
+    ) -> Result<Option<u64>, Refused> {
+        self.publish_body(key, publish, props, Body::Shared(body))
+    }
+
+    /// Whether a body leaves in one frame; larger ones are best handed over by [`Connection::publish_shared`].
+    #[inline]
+    pub fn is_short(&self, body: &[u8]) -> bool {
+        body.len() <= self.splitter.max_payload()
+    }
+
+    #[inline]
+    fn publish_body(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: Body<'_>,
+    ) -> Result<Option<u64>, Refused> {
         self.must_be_open()?;
         if self.is_blocked {
             return Err(Refused::Blocked);
@@ -441,7 +461,16 @@ impl Connection {
         if !channel.takes_requests() {
             return Err(Refused::ChannelGone);
         }
-        publish.put(&mut self.out.bytes, key.id, props, body, max_payload)?;
+        let (id, bytes) = (key.id, body.bytes());
+        if bytes.len() <= max_payload {
+            publish.put(self.out.lane(id), id, props, bytes, max_payload)?;
+        } else {
+            let body = match body {
+                Body::Lent(body) => body.into(),
+                Body::Shared(body) => Rc::clone(body),
+            };
+            self.out.put_large(id, publish, props, body, max_payload)?;
+        }
         let Some(confirms) = &mut channel.confirms else {
             return Ok(None);
         };
@@ -466,9 +495,10 @@ impl Connection {
             return false;
         }
         let had_acks = channel.unsettled.has_acks();
-        let settled = channel
-            .unsettled
-            .settle(key.tag, how, key.channel.id, &mut self.out.bytes);
+        let settled =
+            channel
+                .unsettled
+                .settle(key.tag, how, key.channel.id, self.out.lane(key.channel.id));
         if !had_acks && channel.unsettled.has_acks() {
             self.with_acks.push(key.channel.id);
         }
@@ -484,7 +514,7 @@ impl Connection {
         (channel.key == key).then_some(channel)
     }
 
-    fn channel_mut(&mut self, key: ChannelKey) -> Option<&mut Channel> {
+    pub(super) fn channel_mut(&mut self, key: ChannelKey) -> Option<&mut Channel> {
         find_mut(&mut self.channels, key)
     }
 
@@ -502,7 +532,7 @@ impl Connection {
         if !channel.takes_requests() {
             return Err(Refused::ChannelGone);
         }
-        cold::put(&mut self.out.bytes, key.id, method);
+        cold::put(self.out.lane(key.id), key.id, method);
         channel.waiters.push_back(Waiter {
             n,
             reply,
@@ -513,466 +543,18 @@ impl Connection {
         Ok(ReqId { channel: key.id, n })
     }
 
-    /// One frame, and the bytes behind it, of which it may use some: answers how many.
-    #[inline]
-    fn frame(
-        &mut self,
-        frame: Frame<'_>,
-        rest: &[u8],
-        now: Instant,
-        sink: &mut Sink<'_>,
-    ) -> Result<usize, WireError> {
-        match frame {
-            Frame::Heartbeat => Ok(0),
-            Frame::Method {
-                channel: 0,
-                class,
-                method,
-                args,
-            } => self
-                .connection_method(cold::decode(class, method, args)?, now, sink)
-                .map(|()| 0),
-            Frame::Method {
-                channel,
-                class,
-                method,
-                args,
-            } => self.channel_method(channel, class, method, args, rest, sink),
-            Frame::Header { channel, raw } => {
-                self.content_frame(channel, sink, |assembly| assembly.header(raw))
-            }
-            Frame::Body { channel, data } => {
-                self.content_frame(channel, sink, |assembly| assembly.body(data))
-            }
-        }
-    }
-
-    /// Whether what comes on channels is to be dropped, because the connection is being closed.
-    fn drops_channels(&self, id: u16) -> Result<bool, WireError> {
-        match self.state {
-            State::Open(_) => Ok(false),
-            State::AwaitCloseOk | State::Down => Ok(true),
-            State::Handshake(_) => {
-                let detail = format_args!("frame on channel {id} before the connection was open");
-                Err(WireError::new(ReplyCode::CHANNEL_ERROR, detail))
-            }
-        }
-    }
-
-    fn content_frame(
-        &mut self,
-        id: u16,
-        sink: &mut Sink<'_>,
-        step: impl FnOnce(&mut Assembly) -> Result<Option<Content<'_>>, WireError>,
-    ) -> Result<usize, WireError> {
-        if self.drops_channels(id)? {
-            return Ok(0);
-        }
-        let channel = present(&mut self.channels, id)?;
-        if !channel.takes_requests() {
-            return Ok(0);
-        }
-        // The assembly lends out what it has put together, so it steps aside while the channel deals with that. An error
-        // ends the connection, and the assembly with it.
-        let mut assembly = std::mem::replace(&mut channel.assembly, Assembly::new(0));
-        if let Some(content) = step(&mut assembly)? {
-            let method = AnyMethod::decode(hot::BASIC, content.method, content.args)?;
-            self.content(id, method, content.props, content.body, sink)?;
-        }
-        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id)) {
-            channel.assembly = assembly;
-        }
-        Ok(0)
-    }
-
-    /// A complete message.
-    #[inline]
-    fn content(
-        &mut self,
-        id: u16,
-        method: AnyMethod<'_>,
-        props: Props<'_>,
-        body: Cow<'_, [u8]>,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), WireError> {
-        let channel = present(&mut self.channels, id)?;
-        let out = &mut self.out.bytes;
-        match method {
-            AnyMethod::Deliver(deliver) => {
-                let key = DeliveryKey {
-                    channel: channel.key,
-                    tag: deliver.delivery_tag,
-                };
-                let Some(consumer) = channel.consumer_by_tag(deliver.consumer_tag) else {
-                    let detail =
-                        format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
-                    return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
-                };
-                let (consumer, no_ack, abandoned) =
-                    (consumer.key, consumer.no_ack, consumer.abandoned);
-                if !channel.unsettled.delivered(key.tag, !no_ack) {
-                    return Err(bad_tag(hot::DELIVER, key.tag));
-                }
-                if !abandoned {
-                    sink(Event::Delivery {
-                        consumer,
-                        key,
-                        deliver,
-                        props,
-                        body,
-                    });
-                } else if !no_ack {
-                    let back = Settle::Nack { requeue: true };
-                    channel.unsettled.settle(key.tag, back, id, out);
-                }
-            }
-            AnyMethod::GetOk(get) => {
-                let key = DeliveryKey {
-                    channel: channel.key,
-                    tag: get.delivery_tag,
-                };
-                // Looked at first: a waiter that is not meant has to have its event when the connection ends over this.
-                let next = channel.next_in_order();
-                let Some(&Waiter {
-                    purpose: Purpose::Get { no_ack },
-                    n,
-                    abandoned,
-                    ..
-                }) = channel.waiters.get(next)
-                else {
-                    let detail = format_args!("basic.get-ok, but no basic.get waits");
-                    return Err(bad_method(ReplyCode::COMMAND_INVALID, hot::GET_OK, detail));
-                };
-                if !channel.unsettled.delivered(key.tag, !no_ack) {
-                    return Err(bad_tag(hot::GET_OK, key.tag));
-                }
-                channel.waiters.remove(next);
-                if !abandoned {
-                    let id = ReqId { channel: id, n };
-                    sink(Event::Got {
-                        id,
-                        key,
-                        get,
-                        props,
-                        body,
-                    });
-                } else if !no_ack {
-                    let back = Settle::Nack { requeue: true };
-                    channel.unsettled.settle(key.tag, back, id, out);
-                }
-            }
-            AnyMethod::Return(reason) => {
-                let print = fingerprint(reason.exchange, reason.routing_key, props.message_id());
-                let seq = channel.confirms.as_mut().and_then(|c| c.returned(print));
-                let channel = channel.key;
-                sink(match seq {
-                    Some(seq) => {
-                        let outcome = Outcome::Returned {
-                            reason,
-                            props,
-                            body,
-                        };
-                        Event::Confirm {
-                            channel,
-                            seq,
-                            outcome,
-                        }
-                    }
-                    None => Event::Returned {
-                        channel,
-                        reason,
-                        props,
-                        body,
-                    },
-                });
-            }
-            // Only methods that a content follows begin one.
-            AnyMethod::Publish(_)
-            | AnyMethod::Ack(_)
-            | AnyMethod::Nack(_)
-            | AnyMethod::Reject(_)
-            | AnyMethod::Cold(_) => {}
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn channel_method(
-        &mut self,
-        id: u16,
-        class: u16,
-        method: u16,
-        args: &[u8],
-        rest: &[u8],
-        sink: &mut Sink<'_>,
-    ) -> Result<usize, WireError> {
-        if self.drops_channels(id)? {
-            return Ok(0);
-        }
-        let (splitter, max_body) = (self.splitter, self.max_body);
-        let channel = present(&mut self.channels, id)?;
-        if channel.stage == Stage::Closing {
-            return self.closing_channel_method(id, class, method, args, sink);
-        }
-        channel.assembly.method()?;
-        match AnyMethod::decode(class, method, args)? {
-            lead @ (AnyMethod::Deliver(_) | AnyMethod::GetOk(_) | AnyMethod::Return(_)) => {
-                let Some((props, body, used)) = content::whole(&splitter, id, max_body, rest)
-                else {
-                    channel.assembly.begin(method, args)?;
-                    return Ok(0);
-                };
-                self.content(id, lead, props, Cow::Borrowed(body), sink)?;
-                return Ok(used);
-            }
-            AnyMethod::Ack(ack) => {
-                confirmed(channel, ack.delivery_tag, ack.multiple, true, sink)?;
-            }
-            AnyMethod::Nack(nack) => {
-                confirmed(channel, nack.delivery_tag, nack.multiple, false, sink)?;
-            }
-            AnyMethod::Publish(_) | AnyMethod::Reject(_) => {
-                let detail = format_args!("method {method} of class {class} is not for clients");
-                return Err(bad_method(ReplyCode::COMMAND_INVALID, method, detail));
-            }
-            AnyMethod::Cold(method) => self.cold_method(id, method, sink)?,
-        }
-        Ok(0)
-    }
-
-    /// `channel.close` has been sent. Confirms still count, all else was sent before the peer knew.
-    fn closing_channel_method(
-        &mut self,
-        id: u16,
-        class: u16,
-        method: u16,
-        args: &[u8],
-        sink: &mut Sink<'_>,
-    ) -> Result<usize, WireError> {
-        let channel = present(&mut self.channels, id)?;
-        match (class, method) {
-            (hot::BASIC, hot::ACK | hot::NACK) => match AnyMethod::decode(class, method, args)? {
-                AnyMethod::Ack(m) => confirmed(channel, m.delivery_tag, m.multiple, true, sink)?,
-                AnyMethod::Nack(m) => confirmed(channel, m.delivery_tag, m.multiple, false, sink)?,
-                _ => {}
-            },
-            CHANNEL_CLOSE => {
-                // Both have closed at once: the peer will answer ours as well.
-                let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
-                cold::put(&mut self.out.bytes, id, &Method::Channel(ok));
-            }
-            CHANNEL_CLOSE_OK => {
-                let ours = channel.waiters.pop_back();
-                channel.fail(&Lost::ChannelClosedByUs, sink);
-                if let Some(waiter) = ours
-                    && !waiter.abandoned
-                {
-                    let id = channel.request_id(&waiter);
-                    let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
-                    let result = Ok(Method::Channel(ok));
-                    sink(Event::Reply { id, result });
-                }
-                self.forget_channel(id);
-            }
-            _ => {}
-        }
-        Ok(0)
-    }
-
-    fn cold_method(
-        &mut self,
-        id: u16,
-        method: Method,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), WireError> {
-        let channel = present(&mut self.channels, id)?;
-        let out = &mut self.out.bytes;
-        match method {
-            Method::Channel(channel::AMQPMethod::Close(close)) => {
-                let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
-                cold::put(out, id, &Method::Channel(ok));
-                let reason = CloseReason {
-                    code: ReplyCode(close.reply_code),
-                    text: close.reply_text.into(),
-                    class: close.class_id,
-                    method: close.method_id,
-                };
-                channel.fail(&Lost::ChannelClosed(reason.clone()), sink);
-                let channel = channel.key;
-                self.forget_channel(id);
-                let reason = &reason;
-                sink(Event::ChannelDown { channel, reason });
-                Ok(())
-            }
-            Method::Channel(channel::AMQPMethod::Flow(flow)) => {
-                let active = flow.active;
-                let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active });
-                cold::put(out, id, &Method::Channel(ok));
-                let channel = channel.key;
-                sink(Event::Flow { channel, active });
-                Ok(())
-            }
-            Method::Basic(basic::AMQPMethod::Cancel(cancel)) => {
-                if !cancel.nowait {
-                    let consumer_tag = cancel.consumer_tag.clone();
-                    let ok = basic::AMQPMethod::CancelOk(basic::CancelOk { consumer_tag });
-                    cold::put(out, id, &Method::Basic(ok));
-                }
-                if let Some(entry) = channel.consumer_by_tag(cancel.consumer_tag.as_str()) {
-                    let (consumer, abandoned) = (entry.key, entry.abandoned);
-                    channel.remove_consumer(consumer);
-                    let channel = channel.key;
-                    if !abandoned {
-                        sink(Event::Cancelled { channel, consumer });
-                    }
-                }
-                Ok(())
-            }
-            method => self.reply(id, method, sink),
-        }
-    }
-
-    /// The answer to a request: the oldest, but for what [`Channel::next_in_order`] says.
-    fn reply(&mut self, id: u16, method: Method, sink: &mut Sink<'_>) -> Result<(), WireError> {
-        let channel = present(&mut self.channels, id)?;
-        let came = (method.get_amqp_class_id(), method.get_amqp_method_id());
-        let index = match &method {
-            Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => {
-                channel.waiter_of_consumer(came, ok.consumer_tag.as_str())
-            }
-            Method::Basic(basic::AMQPMethod::CancelOk(ok)) => {
-                channel.waiter_of_consumer(came, ok.consumer_tag.as_str())
-            }
-            _ => Some(channel.next_in_order()),
-        };
-        let fits = |waiter: &Waiter| {
-            let (class, methods) = waiter.reply;
-            came.0 == class && methods.contains(&came.1)
-        };
-        let index = index.filter(|&index| channel.waiters.get(index).is_some_and(fits));
-        let Some(waiter) = index.and_then(|index| channel.waiters.remove(index)) else {
-            let detail = format_args!(
-                "method {} of class {} answers nothing that was asked",
-                came.1, came.0
-            );
-            let error = WireError::new(ReplyCode::COMMAND_INVALID, detail);
-            return Err(error.in_method(came.0, came.1));
-        };
-        let key = channel.key;
-        match waiter.purpose {
-            Purpose::Open => channel.stage = Stage::Open,
-            Purpose::Cancel(consumer) => channel.remove_consumer(consumer),
-            Purpose::Recover => channel.unsettled.recovered(),
-            Purpose::Consume(_) | Purpose::Close | Purpose::Get { .. } | Purpose::Other => {}
-        }
-        if !waiter.abandoned {
-            let id = channel.request_id(&waiter);
-            let result = Ok(method);
-            sink(Event::Reply { id, result });
-            return Ok(());
-        }
-        // What nobody waited for is undone, by a request that nobody waits for either. Refused means that it is gone anyway.
-        let undo = match waiter.purpose {
-            Purpose::Open => self.close_channel(key, ReplyCode::SUCCESS, "abandoned"),
-            Purpose::Consume(consumer) => self.cancel(key, consumer),
-            _ => return Ok(()),
-        };
-        if let Ok(request) = undo {
-            self.abandon(request);
-        }
-        Ok(())
-    }
-
-    fn connection_method(
-        &mut self,
-        method: Method,
-        now: Instant,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), WireError> {
-        use connection::AMQPMethod as M;
-        match method {
-            Method::Connection(M::Close(close)) => {
-                let ok = M::CloseOk(connection::CloseOk {});
-                cold::put(&mut self.out.bytes, 0, &Method::Connection(ok));
-                self.go_down(
-                    match self.state {
-                        State::AwaitCloseOk => Down::ClosedByUs,
-                        _ => Down::ClosedByPeer(CloseReason {
-                            code: ReplyCode(close.reply_code),
-                            text: close.reply_text.into(),
-                            class: close.class_id,
-                            method: close.method_id,
-                        }),
-                    },
-                    sink,
-                );
-                return Ok(());
-            }
-            Method::Connection(M::CloseOk(_)) if matches!(self.state, State::AwaitCloseOk) => {
-                self.go_down(Down::ClosedByUs, sink);
-                return Ok(());
-            }
-            _ => {}
-        }
-        match std::mem::replace(&mut self.state, State::Down) {
-            State::Handshake(client) => {
-                self.state = match client.step(method, &mut self.out.bytes) {
-                    Ok(ClientStep::Continue(client)) => State::Handshake(client),
-                    Ok(ClientStep::Tuned(client, tuned)) => {
-                        self.splitter = Splitter::with_frame_max(tuned.frame_max as usize);
-                        self.beat = Heartbeat::new(tuned.heartbeat, now);
-                        State::Handshake(client)
-                    }
-                    Ok(ClientStep::Open(tuned)) => {
-                        sink(Event::Up(tuned));
-                        State::Open(tuned)
-                    }
-                    Err(HandshakeError::Violation(error)) => {
-                        self.state = State::AwaitCloseOk;
-                        return Err(error);
-                    }
-                    Err(error) => {
-                        self.state = State::AwaitCloseOk;
-                        self.go_down(Down::Handshake(error), sink);
-                        return Ok(());
-                    }
-                };
-                Ok(())
-            }
-            State::AwaitCloseOk => {
-                self.state = State::AwaitCloseOk;
-                Ok(())
-            }
-            State::Open(tuned) => {
-                self.state = State::Open(tuned);
-                match method {
-                    Method::Connection(M::Blocked(blocked)) => {
-                        self.is_blocked = true;
-                        sink(Event::Blocked(blocked.reason.as_str()));
-                        Ok(())
-                    }
-                    Method::Connection(M::Unblocked(_)) => {
-                        self.is_blocked = false;
-                        sink(Event::Unblocked);
-                        Ok(())
-                    }
-                    method => {
-                        let (class, id) = (method.get_amqp_class_id(), method.get_amqp_method_id());
-                        let detail = "unexpected method in connection state running";
-                        Err(WireError::new(ReplyCode::CHANNEL_ERROR, detail).in_method(class, id))
-                    }
-                }
-            }
-            State::Down => Ok(()),
-        }
-    }
-
-    fn forget_channel(&mut self, id: u16) {
+    pub(super) fn forget_channel(&mut self, id: u16) {
         self.channels[usize::from(id)] = None;
         self.free.push(Reverse(id));
     }
 
-    fn put_connection_close(&mut self, code: ReplyCode, text: &str, class_id: u16, method_id: u16) {
+    pub(super) fn put_connection_close(
+        &mut self,
+        code: ReplyCode,
+        text: &str,
+        class_id: u16,
+        method_id: u16,
+    ) {
         let close = connection::Close {
             reply_code: code.0,
             reply_text: cold::short_text(text),
@@ -980,20 +562,21 @@ impl Connection {
             method_id,
         };
         let close = Method::Connection(connection::AMQPMethod::Close(close));
-        cold::put(&mut self.out.bytes, 0, &close);
+        cold::put(self.out.lane(0), 0, &close);
     }
 
-    fn violation(&mut self, error: WireError, sink: &mut Sink<'_>) {
+    pub(super) fn violation(&mut self, error: WireError, sink: &mut Sink<'_>) {
         self.put_connection_close(error.code, &error.text, error.class, error.method);
         self.go_down(Down::Violation(error), sink);
     }
 
-    fn go_down(&mut self, down: Down, sink: &mut Sink<'_>) {
+    pub(super) fn go_down(&mut self, down: Down, sink: &mut Sink<'_>) {
         if self.is_down() {
             return;
         }
         self.state = State::Down;
         self.is_blocked = false;
+        self.out.forget_lanes();
         let channels = std::mem::replace(&mut self.channels, vec![None]);
         self.free.clear();
         self.with_acks.clear();
@@ -1013,26 +596,33 @@ impl std::fmt::Debug for Connection {
             .field("tuned", &self.tuned())
             .field("is_down", &self.is_down())
             .field("open_channels", &self.open_channels())
-            .field("output", &self.output().len())
+            .field("output", &self.output_len())
             .finish_non_exhaustive()
     }
 }
 
-const CHANNEL_CLOSE: (u16, u16) = (20, 40);
-const CHANNEL_CLOSE_OK: (u16, u16) = (20, 41);
-
-fn find_mut(channels: &mut [Option<Box<Channel>>], key: ChannelKey) -> Option<&mut Channel> {
+pub(super) fn find_mut(
+    channels: &mut [Option<Box<Channel>>],
+    key: ChannelKey,
+) -> Option<&mut Channel> {
     let channel = channels.get_mut(usize::from(key.id))?.as_deref_mut()?;
     (channel.key == key).then_some(channel)
 }
 
-/// The channel that a frame names.
-fn present(channels: &mut [Option<Box<Channel>>], id: u16) -> Result<&mut Channel, WireError> {
-    let channel = channels.get_mut(usize::from(id));
-    channel.and_then(Option::as_deref_mut).ok_or_else(|| {
-        let detail = format_args!("frame on channel {id}, which is not open");
-        WireError::new(ReplyCode::CHANNEL_ERROR, detail)
-    })
+/// A body to be published.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    Lent(&'a [u8]),
+    Shared(&'a Rc<[u8]>),
+}
+
+impl<'a> Body<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Lent(body) => body,
+            Self::Shared(body) => body,
+        }
+    }
 }
 
 fn cancel_method(tag: &str) -> Method {
@@ -1040,79 +630,4 @@ fn cancel_method(tag: &str) -> Method {
         consumer_tag: cold::short_text(tag),
         nowait: false,
     }))
-}
-
-/// The broker's answer to publishings.
-#[inline]
-fn confirmed(
-    channel: &mut Channel,
-    tag: u64,
-    multiple: bool,
-    is_ack: bool,
-    sink: &mut Sink<'_>,
-) -> Result<(), WireError> {
-    let key = channel.key;
-    let Some(confirms) = &mut channel.confirms else {
-        let method = if is_ack { hot::ACK } else { hot::NACK };
-        let detail = format_args!("a confirm on a channel that is not in confirm mode");
-        return Err(bad_method(ReplyCode::COMMAND_INVALID, method, detail));
-    };
-    confirms.answered(tag, multiple, |seq| {
-        let outcome = if is_ack { Outcome::Ack } else { Outcome::Nack };
-        sink(Event::Confirm {
-            channel: key,
-            seq,
-            outcome,
-        });
-    });
-    Ok(())
-}
-
-#[cold]
-fn bad_method(code: ReplyCode, method: u16, detail: std::fmt::Arguments<'_>) -> WireError {
-    WireError::new(code, detail).in_method(hot::BASIC, method)
-}
-
-#[cold]
-fn bad_tag(method: u16, tag: u64) -> WireError {
-    let detail = format_args!("delivery tag {tag} does not follow the last one");
-    bad_method(ReplyCode::NOT_ALLOWED, method, detail)
-}
-
-/// Bytes to be sent; the front of them may have been.
-#[derive(Default)]
-struct Output {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Output {
-    /// Room that is kept when all has been sent.
-    const KEEP: usize = 256 << 10;
-
-    fn pending(&self) -> &[u8] {
-        &self.bytes[self.sent..]
-    }
-
-    fn take(&mut self, into: &mut Vec<u8>) {
-        if self.sent == 0 {
-            std::mem::swap(&mut self.bytes, into);
-        } else {
-            into.extend_from_slice(self.pending());
-            self.written(self.pending().len());
-        }
-    }
-
-    fn written(&mut self, n: usize) {
-        self.sent = (self.sent + n).min(self.bytes.len());
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.bytes.shrink_to(Self::KEEP);
-            self.sent = 0;
-        } else if self.sent > self.bytes.len() / 2 {
-            // Moves fewer bytes than have been sent since the last time, so each byte is moved once at most on average.
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
-    }
 }

@@ -30,9 +30,9 @@ pub struct ReqId {
     pub(super) n: u64,
 }
 
-/// A consumer, for as long as the connection lasts.
+/// A consumer, for as long as the connection lasts; another connection's is never the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConsumerKey(pub(super) u32);
+pub struct ConsumerKey(pub(super) u64);
 
 /// A delivery that can be settled: only once, and only on the channel it came from while that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

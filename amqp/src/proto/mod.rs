@@ -10,9 +10,11 @@ pub mod content;
 pub mod event;
 pub mod handshake;
 pub mod heartbeat;
+pub mod outbox;
 pub mod topology;
 pub mod unsettled;
 
 mod channel;
+mod receive;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //! `amq-protocol` needs two to four allocations for each of these; they are the ones that come by the million.
 
 use super::cursor::{Cursor, Fault};
-use super::frame::{Erlang, FRAME_END, METHOD, check_header_size, put_content};
+use super::frame::{Erlang, FRAME_END, METHOD, check_header_size, put_content, put_content_header};
 use crate::error::{EncodeError, ReplyCode, WireError, cut_short};
 
 /// The class of all methods here.
@@ -168,11 +168,41 @@ impl<'a> Publish<'a> {
         body: &[u8],
         max_payload: usize,
     ) -> Result<(), EncodeError> {
-        check_short("exchange", self.exchange)?;
-        check_short("routing key", self.routing_key)?;
-        check_header_size(props, max_payload)?;
+        self.check(props, max_payload)?;
         // Method, header, and a first guess at the body's frames: one growth at most for nearly all messages.
         out.reserve(64 + self.exchange.len() + self.routing_key.len() + props.len() + body.len());
+        self.put_method(out, channel);
+        put_content(out, channel, props, body, max_payload);
+        Ok(())
+    }
+
+    /// Appends the method and the content's header, for those who send the body by other means.
+    ///
+    /// # Errors
+    /// As [`Publish::put`].
+    pub fn put_head(
+        &self,
+        out: &mut Vec<u8>,
+        channel: u16,
+        props: &[u8],
+        body_len: usize,
+        max_payload: usize,
+    ) -> Result<(), EncodeError> {
+        self.check(props, max_payload)?;
+        self.put_method(out, channel);
+        put_content_header(out, channel, props, body_len as u64);
+        Ok(())
+    }
+
+    #[inline]
+    fn check(&self, props: &[u8], max_payload: usize) -> Result<(), EncodeError> {
+        check_short("exchange", self.exchange)?;
+        check_short("routing key", self.routing_key)?;
+        check_header_size(props, max_payload)
+    }
+
+    #[inline]
+    fn put_method(&self, out: &mut Vec<u8>, channel: u16) {
         let size = 2 + 1 + self.exchange.len() + 1 + self.routing_key.len() + 1;
         begin(out, channel, PUBLISH, size);
         out.extend_from_slice(&[0, 0]);
@@ -180,8 +210,6 @@ impl<'a> Publish<'a> {
         put_short(out, self.routing_key);
         let bits = u8::from(self.mandatory) | u8::from(self.immediate) << 1;
         out.extend_from_slice(&[bits, FRAME_END]);
-        put_content(out, channel, props, body, max_payload);
-        Ok(())
     }
 }
 

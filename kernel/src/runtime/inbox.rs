@@ -120,6 +120,11 @@ impl InboxSender {
     pub(crate) fn push(&self, note: Note) -> bool {
         self.entry.0.push(Some(self.epoch), note)
     }
+
+    /// Has `call` called on the kernel's thread, between two tasks.
+    pub(crate) fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
+        self.push(Note::Call(Box::new(call)))
+    }
 }
 
 /// Delivers a waker's word to whichever kernel has this id now, if any.

@@ -6,17 +6,27 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{Location, resume_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::board::Board;
+use super::watch::Observer;
 use super::{Clock, Core, Handle, KERNELS, LOOK_INTERVAL, Remote, SystemClock, with_current};
+use crate::activation::{Activation, OnPanic};
 use crate::error::{Interrupt, RunError};
+use crate::monitor::{Monitor, MonitorAddress};
 use crate::task::TaskInfo;
+use crate::watchdog::{Stuck, Watchdog, WatchdogThread};
 
 /// How a [`Kernel`] is set up.
 #[must_use]
 pub struct Builder {
     pub(super) clock: Box<dyn Clock>,
     pub(super) io_interval: u32,
+    pub(super) observers: Vec<Observer>,
+    pub(super) on_panic: OnPanic,
+    watchdog: Option<Watchdog>,
+    monitor: Option<MonitorAddress>,
 }
 
 impl Builder {
@@ -25,6 +35,10 @@ impl Builder {
         Self {
             clock: Box::new(SystemClock),
             io_interval: LOOK_INTERVAL,
+            observers: Vec::new(),
+            on_panic: OnPanic::Contain,
+            watchdog: None,
+            monitor: None,
         }
     }
 
@@ -41,15 +55,128 @@ impl Builder {
         self
     }
 
+    /// Adds an observer. Several are told of everything in the order in which they were added.
+    pub fn activation(mut self, observer: impl Activation + 'static) -> Self {
+        self.observers.push(Observer::new(observer));
+        self
+    }
+
+    /// What happens when a task panics, apart from the main task of [`Kernel::run`], whose panic always leaves `run`. Panics of destructors, of
+    /// observers and of [`Remote::call`]s are logged and go no further, whatever is said here.
+    ///
+    /// ```
+    /// use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// use kernel::{Builder, OnPanic, sleep, spawn};
+    /// use std::time::Duration;
+    ///
+    /// let mut kernel = Builder::new().on_panic(OnPanic::Propagate).build()?;
+    /// let left = catch_unwind(AssertUnwindSafe(|| {
+    ///     kernel.run(async {
+    ///         spawn(async { panic!("nobody joins me") });
+    ///         sleep(Duration::from_secs(3600)).await
+    ///     })
+    /// }));
+    /// assert_eq!(left.unwrap_err().downcast_ref(), Some(&"nobody joins me"));
+    /// # Ok::<(), kernel::RunError>(())
+    /// ```
+    pub fn on_panic(mut self, policy: OnPanic) -> Self {
+        self.on_panic = policy;
+        self
+    }
+
+    /// Has a thread look for tasks that run for longer than `limit` in one step, so that no other runs: each such step is logged as a warning when
+    /// the limit is reached and whenever its time has doubled. In real time, whatever the kernel's clock. The loop pays two stores a step.
+    pub fn watchdog(self, limit: Duration) -> Self {
+        self.watchdog_with(limit, |stuck| log::warn!("{stuck}"))
+    }
+
+    /// As [`Builder::watchdog`], but calls `report`, in the watchdog's thread. A panic of it is logged and ends the watchdog.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use std::time::Duration;
+    ///
+    /// let (sender, reports) = mpsc::channel();
+    /// let report = move |stuck: &kernel::Stuck| sender.send(stuck.to_string()).unwrap();
+    /// let mut kernel = kernel::Builder::new()
+    ///     .watchdog_with(Duration::from_millis(20), report)
+    ///     .build()?;
+    /// kernel.run(async {
+    ///     let report = reports.recv().unwrap(); // blocks the whole kernel
+    ///     assert!(report.starts_with("task 1 spawned at "), "{report}");
+    /// })?;
+    /// # Ok::<(), kernel::RunError>(())
+    /// ```
+    pub fn watchdog_with(
+        mut self,
+        limit: Duration,
+        report: impl FnMut(&Stuck) + Send + 'static,
+    ) -> Self {
+        self.watchdog = Some(Watchdog {
+            limit,
+            report: Box::new(report),
+        });
+        self
+    }
+
+    /// Has a [monitor](crate::monitor) listen there, in a thread of its own, until the kernel is dropped. [`Kernel::monitor`] tells the address.
+    /// The loop pays a few dozen plain stores a step, and no system call.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use std::net::TcpStream;
+    /// use kernel::monitor::MonitorAddress;
+    ///
+    /// let mut kernel = kernel::Builder::new()
+    ///     .monitor(MonitorAddress::loopback(0))
+    ///     .build()?;
+    /// let Some(MonitorAddress::Tcp(address)) = kernel.monitor().cloned() else { unreachable!() };
+    /// let answer = kernel.run(async move {
+    ///     kernel::current_task().set_name("stubborn");
+    ///     let mut client = TcpStream::connect(address)?; // blocks the whole kernel
+    ///     client.write_all(b"ps\nexit\n")?;
+    ///     let mut answer = String::new();
+    ///     client.read_to_string(&mut answer)?;
+    ///     std::io::Result::Ok(answer)
+    /// })??;
+    /// assert!(answer.contains("RUNNING") && answer.contains("stubborn"), "{answer}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn monitor(mut self, at: MonitorAddress) -> Self {
+        self.monitor = Some(at);
+        self
+    }
+
     /// Makes the kernel.
     ///
     /// # Errors
-    /// If the poller cannot be made, or 4096 kernels already exist in this process.
-    pub fn build<'env>(self) -> io::Result<Kernel<'env>> {
-        Ok(Kernel {
-            core: Core::new(self)?,
+    /// If the poller cannot be made, 4096 kernels already exist in this process, a thread that was asked for cannot be started, or the
+    /// monitor cannot listen where it should.
+    pub fn build<'env>(mut self) -> io::Result<Kernel<'env>> {
+        let (watchdog, monitor) = (self.watchdog.take(), self.monitor.take());
+        let is_read = watchdog.is_some() || monitor.is_some();
+        let board = is_read.then(|| Arc::new(Board::new(monitor.is_some())));
+        let core = Core::new(self, board.clone())?;
+        let mut kernel = Kernel {
+            core,
             env: PhantomData,
-        })
+            watchdog: None,
+            monitor: None,
+        };
+        if let Some(board) = board {
+            let core = &kernel.core;
+            if let Some(watchdog) = watchdog {
+                kernel.watchdog = Some(watchdog.start(Arc::clone(&board))?);
+            }
+            if let Some(address) = monitor {
+                let state = core.state.borrow();
+                let epoch = (!state.clock.is_virtual()).then_some(state.epoch);
+                let monitor = Monitor::start(&address, board, core.sender(), epoch)?;
+                drop(state);
+                kernel.monitor = Some(monitor);
+            }
+        }
+        Ok(kernel)
     }
 }
 
@@ -63,6 +190,8 @@ impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Builder")
             .field("io_interval", &self.io_interval)
+            .field("observers", &self.observers.len())
+            .field("on_panic", &self.on_panic)
             .finish_non_exhaustive()
     }
 }
@@ -136,6 +265,9 @@ pub struct Kernel<'env> {
     pub(super) core: Rc<Core>,
     /// Invariant, and with the `Drop` below: borrowed data must outlive the kernel strictly.
     env: PhantomData<Cell<&'env ()>>,
+    /// After the core, so that these see the end of all tasks.
+    watchdog: Option<WatchdogThread>,
+    monitor: Option<Monitor>,
 }
 
 /// What a [`Kernel::turn`] did and what is left to do.
@@ -177,7 +309,7 @@ impl<'env> Kernel<'env> {
     /// [`RunError::Aborted`] if somebody aborted it.
     ///
     /// # Panics
-    /// With what `main` panicked with.
+    /// With what `main` panicked with; under [`OnPanic::Propagate`] also with what any other task did.
     #[track_caller]
     pub fn run<T>(&mut self, main: impl Future<Output = T>) -> Result<T, RunError> {
         if with_current(|core| core.is_some()) {
@@ -189,10 +321,14 @@ impl<'env> Kernel<'env> {
             handle: self.core.spawn(main, Location::caller()),
             core: &self.core,
         };
-        self.core.run(main.handle.body())?;
+        let outcome = self.core.run(main.handle.body());
         let output = main.handle.take();
         drop(main);
         drop(running);
+        if let Some(payload) = self.core.take_failure() {
+            resume_unwind(payload);
+        }
+        outcome?;
         match output.expect("the main task has ended") {
             Ok(value) => Ok(value),
             Err(crate::JoinError::Panicked(panic)) => resume_unwind(panic.into_payload()),
@@ -208,9 +344,17 @@ impl<'env> Kernel<'env> {
     ///
     /// # Errors
     /// [`RunError::Reentrant`] if one of its own tasks calls it; [`RunError::Io`] if the poller fails.
+    ///
+    /// # Panics
+    /// Under [`OnPanic::Propagate`] with what a task panicked with.
     pub fn turn(&mut self, max_wait: Option<Duration>) -> Result<Turn, RunError> {
-        let _running = self.core.enter()?;
-        Ok(self.core.turn(max_wait)?)
+        let running = self.core.enter()?;
+        let turn = self.core.turn(max_wait);
+        drop(running);
+        if let Some(payload) = self.core.take_failure() {
+            resume_unwind(payload);
+        }
+        Ok(turn?)
     }
 
     /// Starts a task, to be run by the next `run` or `turn`.
@@ -227,6 +371,12 @@ impl<'env> Kernel<'env> {
         self.core.remote()
     }
 
+    /// Where its monitor listens, if it was [built](Builder::monitor) with one.
+    #[must_use]
+    pub fn monitor(&self) -> Option<&MonitorAddress> {
+        self.monitor.as_ref().map(Monitor::address)
+    }
+
     /// Every live task, in the order they were spawned.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskInfo> {
@@ -238,6 +388,9 @@ impl<'env> Kernel<'env> {
     ///
     /// # Errors
     /// As [`Kernel::turn`]; then all tasks are dropped.
+    ///
+    /// # Panics
+    /// As [`Kernel::turn`], once all tasks have ended or were dropped.
     pub fn shutdown(self, grace: Option<Duration>) -> Result<ShutdownReport, RunError> {
         let _running = self.core.enter()?;
         let core = &self.core;
@@ -271,6 +424,9 @@ impl<'env> Kernel<'env> {
             }
         }
         let aborted = core.close();
+        if let Some(payload) = core.take_failure() {
+            resume_unwind(payload);
+        }
         Ok(ShutdownReport { cancelled, aborted })
     }
 }

@@ -13,6 +13,7 @@
 //! 4. A wait, not a task, is what completes: a task polled by `join!` may have many.
 //! 5. Bodies are dropped before the kernel lets go of its tables, so that the leaves in them find their nodes.
 
+mod board;
 mod clock;
 mod inbox;
 mod kernel;
@@ -27,6 +28,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod waker;
+mod watch;
 mod wheel;
 
 use std::cell::{Cell, RefCell};
@@ -40,6 +42,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+pub(crate) use board::{Board, Posted, Step};
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub(crate) use inbox::InboxSender;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
@@ -62,6 +65,8 @@ use reactor::Reactor;
 use ready::Ready;
 use scopes::Scopes;
 use task::{Pool, Tasks};
+use watch::Watch;
+pub(crate) use watch::cancel_task;
 use wheel::Wheel;
 
 /// Polls between two looks at the outside world. A prime, as in tokio, so that it does not beat with the program's own rhythm.
@@ -96,6 +101,8 @@ pub(crate) struct Core {
     last_look: Cell<u64>,
     io_interval: u32,
     mail: RefCell<Vec<Note>>,
+    /// `None` if nobody watches, which is the usual case.
+    watch: Option<Box<Watch>>,
 }
 
 struct Known {
@@ -166,20 +173,23 @@ fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> 
 }
 
 impl Core {
-    fn new(builder: Builder) -> io::Result<Rc<Self>> {
+    fn new(builder: Builder, board: Option<Arc<Board>>) -> io::Result<Rc<Self>> {
         let reactor = Reactor::new()?;
         let registry = reactor.registry().try_clone()?;
         let waker = mio::Waker::new(&registry, reactor::WAKE)?;
         let inbox = InboxOwner::claim(waker)
             .ok_or_else(|| io::Error::other("this process already runs 4096 kernels"))?;
         let epoch = builder.clock.now();
+        let watch = Watch::new(builder.observers, builder.on_panic, board.clone());
+        let mut lots = Lots::new();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed) + 1;
         let core = Rc::new(Self {
             state: RefCell::new(State {
                 tasks: Tasks::new(),
                 ready: Ready::new(),
                 nodes: Nodes::new(),
-                lots: Lots::new(),
+                idle: lots.open(),
+                lots,
                 wheel: Wheel::new(),
                 scopes: Scopes::new(),
                 reactor,
@@ -190,6 +200,8 @@ impl Core {
                 scope: ROOT,
                 reasons: HashMap::new(),
                 names: HashMap::new(),
+                board,
+                locals: HashMap::new(),
                 aftermath: Vec::new(),
                 due: Vec::new(),
                 last_serial: 0,
@@ -210,6 +222,7 @@ impl Core {
             last_look: Cell::new(0),
             io_interval: builder.io_interval,
             mail: RefCell::default(),
+            watch,
         });
         let known = Known {
             id: core.id(),
@@ -218,6 +231,7 @@ impl Core {
         };
         KERNELS.with_borrow_mut(|kernels| kernels.push(known));
         core.inbox.prepare_to_sleep();
+        core.watch_activate();
         Ok(core)
     }
 
@@ -253,6 +267,7 @@ impl Core {
                 Aftermath::Wake(waker) => waker.wake(),
                 Aftermath::Drop(waker) => drop(waker),
                 Aftermath::Forget(interrupt) => drop(interrupt),
+                Aftermath::Discard(locals) => locals.discard(),
                 Aftermath::Log(level, text) => log::log!(level, "{text}"),
             }
         }
@@ -369,6 +384,13 @@ impl Core {
             state.ready.reserve(slots);
         }
         state.ready.push(slot);
+        if !state.locals.is_empty() {
+            state.inherit_locals(slot);
+        }
+        if let Some(watch) = &self.watch {
+            drop(state);
+            self.watch_created(watch, slot, handle.body());
+        }
         handle
     }
 
@@ -383,6 +405,9 @@ impl Core {
             body.doom();
             self.with(|state| state.make_ready(slot));
         } else if body.abort() {
+            if let Some(watch) = &self.watch {
+                self.watch_terminated(watch, slot, body);
+            }
             let body = self.with(|state| state.finish(slot));
             drop(body);
         } else {
@@ -415,13 +440,20 @@ impl Core {
             self.word.set(word);
             self.budget.set(BUDGET);
             let waker = ManuallyDrop::new(word.waker());
-            let ended = !body.is_doomed() && body.poll(&mut Context::from_waker(&waker));
+            let mut cx = Context::from_waker(&waker);
+            let ended = match &self.watch {
+                None => !body.is_doomed() && body.poll(&mut cx),
+                Some(watch) => self.poll_watched(watch, task, &body, &mut cx),
+            };
 
             state = self.state.borrow_mut();
             state.current = NIL;
             if ended || body.is_doomed() {
                 drop(state);
                 self.end(task, body, ended);
+                if self.has_failed() {
+                    return taken;
+                }
                 state = self.state.borrow_mut();
             } else {
                 body.release_shared(); // the slot has another
@@ -433,6 +465,9 @@ impl Core {
     /// After a poll in which the task ended, or was aborted.
     fn end(&self, task: u32, body: BodyRef, ended: bool) {
         if ended || body.abort() {
+            if let Some(watch) = &self.watch {
+                self.watch_terminated(watch, task, &body);
+            }
             // `body` is still a reference, so dropping the slot's runs no user code.
             self.with(|state| drop(state.finish(task)));
             body.drop_unwanted_output();
@@ -464,10 +499,17 @@ impl Core {
     /// Polls I/O, fires timers and drains the inbox; waits for something to do for up to `max_wait` if no task is ready.
     fn look(&self, max_wait: Option<Duration>) -> io::Result<()> {
         self.polls.set(0);
+        let planned = match &self.watch {
+            Some(watch) if max_wait != Some(Duration::ZERO) => self.watch_idle(watch, max_wait),
+            _ => None,
+        };
         let outcome = self.with(|state| {
-            let wait = self.time_to_wait(state, max_wait);
+            let wait = match planned {
+                None => self.time_to_wait(state, max_wait),
+                Some(wait) => self.confirm_wait(state, wait),
+            };
             let mut slept = wait != Some(Duration::ZERO);
-            let wait = if slept && !self.inbox.prepare_to_sleep() {
+            let wait = if slept && planned.is_none() && !self.inbox.prepare_to_sleep() {
                 slept = false;
                 self.inbox.awake();
                 Some(Duration::ZERO)
@@ -502,12 +544,14 @@ impl Core {
         if self.inbox.has_mail() {
             self.read_mail();
         }
+        self.with(State::fire_idle);
         outcome
     }
 
     /// How long to sleep in the poller. A virtual clock is moved here instead.
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
-        if !state.ready.is_empty() || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+        let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
+        if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
         let Some(deadline) = state.wheel.next_deadline(&state.nodes) else {
@@ -557,7 +601,7 @@ impl Core {
         loop {
             let batch = self.batch();
             let taken = self.run_ready(batch, Some(main));
-            if !main.is_live() {
+            if !main.is_live() || self.has_failed() {
                 return Ok(());
             }
             if self.must_look(taken) {
@@ -593,13 +637,14 @@ impl Core {
             let batch = self.batch().min(ready - polled);
             let taken = self.run_ready(batch, None);
             polled += taken;
-            if taken < batch || self.must_look(taken) {
+            if taken < batch || self.must_look(taken) || self.has_failed() {
                 break;
             }
         }
         // From here until the next turn other threads wake us through the descriptor.
-        let ready = !self.inbox.prepare_to_sleep() || !self.state.borrow().ready.is_empty();
+        let rings = self.inbox.prepare_to_sleep();
         let state = self.state.borrow();
+        let ready = !rings || !state.ready.is_empty() || state.has_idle_waits();
         Ok(Turn {
             polled: polled as usize,
             ready,

@@ -47,12 +47,14 @@ pub enum WaitKind {
     QueuePut,
     /// Every item of a queue being done.
     QueueJoin,
+    /// The moment when no other task can run.
+    Idle,
     /// A parking lot of somebody's own primitive.
     Custom,
 }
 
 impl WaitKind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Deadline,
         Self::Sleep,
         Self::Join,
@@ -67,6 +69,7 @@ impl WaitKind {
         Self::QueueGet,
         Self::QueuePut,
         Self::QueueJoin,
+        Self::Idle,
         Self::Custom,
     ];
 

@@ -22,7 +22,7 @@ impl Remote {
     /// Runs `call` on the kernel's thread, between two tasks; there it may use [`spawn`](crate::spawn) and every trap that does not block.
     /// False if the kernel is gone.
     pub fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
-        self.sender.push(Note::Call(Box::new(call)))
+        self.sender.call(call)
     }
 }
 

@@ -93,6 +93,21 @@ impl State {
         scope
     }
 
+    /// When the first of a task's timeout blocks ends.
+    pub(super) fn next_timeout(&self, task: u32) -> Option<u64> {
+        let mut scope = self.tasks[task].scopes;
+        let mut first: Option<u64> = None;
+        while scope != NIL {
+            let block = &self.scopes[scope as usize];
+            if block.timer != NIL {
+                let deadline = self.nodes[block.timer].key;
+                first = Some(first.map_or(deadline, |first| first.min(deadline)));
+            }
+            scope = block.next;
+        }
+        first
+    }
+
     /// Makes `scope` the current one and returns the one that was.
     pub(crate) fn enter_scope(&mut self, scope: u32) -> u32 {
         let task = self.scopes[scope as usize].task;

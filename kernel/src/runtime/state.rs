@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
 use super::lots::Lots;
@@ -17,6 +19,7 @@ use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
 use super::wheel::Wheel;
 use crate::error::Interrupt;
+use crate::local::Locals;
 use crate::task::{TaskId, TaskInfo, TaskState};
 
 /// The tables. Every method leaves them consistent; none calls user code.
@@ -25,6 +28,8 @@ pub(crate) struct State {
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
     pub(crate) lots: Lots,
+    /// The lot of those who wait until no other task can run.
+    pub(super) idle: u32,
     pub(super) wheel: Wheel,
     pub(super) scopes: Scopes,
     pub(crate) reactor: Reactor,
@@ -39,6 +44,10 @@ pub(crate) struct State {
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
+    /// Shows the names to other threads.
+    pub(super) board: Option<Arc<Board>>,
+    /// The task-local values of those that have some, by slot.
+    pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
     pub(super) due: Vec<u32>,
@@ -61,6 +70,8 @@ pub(super) enum Aftermath {
     Drop(Waker),
     /// Its reason is a user's value.
     Forget(Interrupt),
+    /// Users' values too.
+    Discard(Locals),
     /// Loggers are user code too: one that shows the current task asks the kernel for it.
     Log(log::Level, String),
 }
@@ -162,6 +173,23 @@ impl State {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Waits until no other task can run.
+    pub(crate) fn park_idle(&mut self, node: u32) {
+        self.nodes[node].key = u64::from(self.idle);
+        self.park(node, self.idle);
+    }
+
+    pub(super) fn has_idle_waits(&self) -> bool {
+        self.lots.len(self.idle) > 0
+    }
+
+    /// Wakes those who wait until no other task can run, if none can.
+    pub(super) fn fire_idle(&mut self) {
+        if self.ready.is_empty() {
+            self.unpark(self.idle, usize::MAX);
         }
     }
 
@@ -297,7 +325,8 @@ impl State {
     #[must_use]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
         let slot = &self.tasks[task];
-        let is_bare = slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::CANCELLED);
+        let marked = slot.flags.has(Flags::CANCELLED.and(Flags::LOCALS));
+        let is_bare = slot.waits == NIL && slot.scopes == NIL && !marked;
         if !is_bare {
             self.strip(task);
         }
@@ -322,6 +351,33 @@ impl State {
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
+        }
+        if self.tasks[task].flags.has(Flags::LOCALS) {
+            let locals = self.locals.remove(&task);
+            self.aftermath.extend(locals.map(Aftermath::Discard));
+        }
+    }
+
+    /// The task-local values of the current task, if it has any.
+    pub(crate) fn locals(&self) -> Option<&Locals> {
+        let has_some = self.tasks[self.current].flags.has(Flags::LOCALS);
+        has_some.then(|| &self.locals[&self.current])
+    }
+
+    /// As `locals`, to be changed.
+    pub(crate) fn locals_mut(&mut self) -> &mut Locals {
+        self.tasks[self.current].flags.set(Flags::LOCALS);
+        self.locals.entry(self.current).or_default()
+    }
+
+    /// Gives a task that the current one has just spawned the same values.
+    #[cold]
+    pub(super) fn inherit_locals(&mut self, child: u32) {
+        if self.current != NIL
+            && let Some(locals) = self.locals().cloned()
+        {
+            self.locals.insert(child, locals);
+            self.tasks[child].flags.set(Flags::LOCALS);
         }
     }
 
@@ -369,6 +425,9 @@ impl State {
     }
 
     pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+        if let Some(board) = &self.board {
+            board.set_name(task, &name);
+        }
         self.names.insert(task, name);
     }
 
@@ -386,6 +445,7 @@ impl State {
             node = self.nodes[node].task_next;
         }
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
+            _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,
             (_, true) => TaskState::Ready,
             _ => TaskState::Waiting,
@@ -415,6 +475,7 @@ impl State {
             && self.wheel.is_empty()
             && self.reactor.waiting() == 0
             && self.remote_waits == 0
+            && !self.has_idle_waits()
             && self
                 .tasks
                 .iter()

@@ -69,6 +69,8 @@ const CANCELLED: u8 = 1;
 const DETACHED: u8 = 2;
 /// To be dropped instead of polled, or as soon as the poll it is in returns.
 const DOOMED: u8 = 4;
+/// Somebody was told of its panic.
+const REPORTED: u8 = 8;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -95,6 +97,25 @@ impl Header {
     pub(crate) fn doom(&self) {
         self.marks.set(self.marks.get() | DOOMED);
     }
+
+    pub(super) fn has_panicked(&self) -> bool {
+        self.stage.get() == Stage::Panicked
+    }
+
+    /// A panic that nobody joins is not worth a line in the log any more.
+    pub(super) fn mark_reported(&self) {
+        self.marks.set(self.marks.get() | REPORTED);
+    }
+
+    /// Makes the task look as if it ran, so that an abort dooms it instead of dropping its future.
+    pub(super) fn hold(&self) {
+        debug_assert!(self.stage.get() == Stage::Idle);
+        self.stage.set(Stage::Busy);
+    }
+
+    pub(super) fn let_go(&self) {
+        self.stage.set(Stage::Idle);
+    }
 }
 
 struct VTable {
@@ -104,8 +125,8 @@ struct VTable {
     clear: unsafe fn(NonNull<Header>),
     /// Moves a `Value` to the pointer, which is one to the future's output type.
     take: unsafe fn(NonNull<Header>, *mut ()),
-    /// Moves the payload of a `Panicked` body out.
-    take_panic: unsafe fn(NonNull<Header>) -> Box<dyn Any + Send>,
+    /// Where the payload of a `Panicked` body is.
+    panic: unsafe fn(NonNull<Header>) -> *mut Box<dyn Any + Send>,
     layout: Layout,
 }
 
@@ -127,7 +148,7 @@ impl<F: Future> Body<F> {
         poll: Self::poll,
         clear: Self::clear,
         take: Self::take,
-        take_panic: Self::take_panic,
+        panic: Self::panic,
         layout: block_layout(Layout::new::<Self>()),
     };
 
@@ -206,12 +227,12 @@ impl<F: Future> Body<F> {
     }
 
     /// # Safety
-    /// `body` points to a live `Body<F>` in stage `Panicked`; the caller changes the stage.
-    unsafe fn take_panic(body: NonNull<Header>) -> Box<dyn Any + Send> {
-        // SAFETY: per contract the payload is there, and read once.
+    /// `body` points to a live `Body<F>` that holds neither future nor output, and the caller is the only one to use its place.
+    unsafe fn panic(body: NonNull<Header>) -> *mut Box<dyn Any + Send> {
+        // SAFETY: per contract; the pointer is to a field of the union, whatever that holds.
         unsafe {
             let (_, place) = Self::parts(body);
-            ManuallyDrop::take(&mut place.panic)
+            (&raw mut place.panic).cast()
         }
     }
 
@@ -316,10 +337,12 @@ impl BodyRef {
         match self.stage.get() {
             Stage::Idle | Stage::Busy | Stage::Aborted | Stage::Taken => return,
             Stage::Value => {}
+            Stage::Panicked if self.marks.get() & REPORTED != 0 => {}
             Stage::Panicked => log::error!(
-                "task {} spawned at {} panicked and nobody joined it",
+                "task {} spawned at {} panicked and nobody joined it: {}",
                 self.id,
-                self.spawned_at
+                self.spawned_at,
+                self.panic_text().unwrap_or_default()
             ),
         }
         self.clear();
@@ -327,8 +350,36 @@ impl BodyRef {
     }
 }
 
+impl BodyRef {
+    /// Moves out what the task panicked with.
+    pub(super) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        if self.stage.get() != Stage::Panicked {
+            return None;
+        }
+        self.stage.set(Stage::Taken);
+        // SAFETY: the stage said that the payload is there, and was changed, so that it is read once.
+        Some(unsafe { (self.vtable.panic)(self.0).read() })
+    }
+
+    /// Puts the payload back, or another in its place.
+    pub(super) fn put_panic(&self, payload: Box<dyn Any + Send>) {
+        assert!(self.stage.get() == Stage::Taken, "the place is taken");
+        // SAFETY: the stage says that the place is empty; it has room for a payload, as for any other field of the union.
+        unsafe { (self.vtable.panic)(self.0).write(payload) };
+        self.stage.set(Stage::Panicked);
+    }
+
+    /// The text of what the task panicked with.
+    pub(crate) fn panic_text(&self) -> Option<String> {
+        let payload = self.take_panic()?;
+        let text = panic_text(&*payload).to_owned();
+        self.put_panic(payload);
+        Some(text)
+    }
+}
+
 /// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
-fn drop_quietly<T>(value: T) {
+pub(super) fn drop_quietly<T>(value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
         std::mem::forget(panic);
     }
@@ -426,9 +477,7 @@ impl<T> Handle<T> {
                 Some(Ok(output))
             }
             Stage::Panicked => {
-                // SAFETY: the stage says that the payload is there; it is changed before anything else can look.
-                let panic = unsafe { (self.body().vtable.take_panic)(self.body().0) };
-                self.body().stage.set(Stage::Taken);
+                let panic = self.body().take_panic()?;
                 Some(Err(JoinError::Panicked(Panic::new(panic))))
             }
             Stage::Aborted => Some(Err(JoinError::Aborted)),
@@ -596,6 +645,8 @@ impl Flags {
     pub(crate) const CANCEL_DELIVERED: Self = Self(8);
     /// A foreign future keeps its waker.
     pub(crate) const ESCAPED: Self = Self(16);
+    /// It has task-local values.
+    pub(crate) const LOCALS: Self = Self(32);
 
     /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {

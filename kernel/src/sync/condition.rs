@@ -51,11 +51,22 @@ impl Condition {
     ///
     /// # Errors
     /// An [`Interrupt`]; the lock is held then as well.
+    ///
+    /// # Panics
+    /// If the guard is without the lock already. The guard is the argument, so that nobody waits without the lock:
+    ///
+    /// ```compile_fail,E0308
+    /// # async fn waits() {
+    /// let (lock, condition) = (kernel::sync::Lock::new(0), kernel::sync::Condition::new());
+    /// condition.wait(&lock).await.unwrap();
+    /// # }
+    /// ```
     #[track_caller]
     pub fn wait<T>(
         &self,
         guard: &mut LockGuard<'_, T>,
     ) -> impl Future<Output = Result<(), Interrupt>> {
+        guard.assert_held();
         // Both are made here, not in the block below, for the caller's location.
         let again = guard.acquire_again();
         let mut waiter = Waiter {

@@ -125,6 +125,11 @@ impl<'a, T> LockGuard<'a, T> {
         self.value.is_some()
     }
 
+    #[track_caller]
+    pub(super) fn assert_held(&self) {
+        assert!(self.is_held(), "{UNHELD}");
+    }
+
     pub(super) fn let_go(&mut self) {
         if self.value.take().is_some() {
             self.lock.release();
@@ -205,6 +210,16 @@ impl<T> fmt::Debug for LockAcquire<'_, T> {
 }
 
 /// A lock that the task which holds it can take again (Curio's `RLock`). It guards no value: two guards would both lead to it.
+///
+/// Only its guards let go of it, and only [`acquire`](Self::acquire) makes them, so a task that does not hold it has nothing to release it with:
+///
+/// ```compile_fail,E0624
+/// kernel::sync::RLock::new().release();
+/// ```
+/// ```compile_fail,E0451
+/// let lock = kernel::sync::RLock::new();
+/// drop(kernel::sync::RLockGuard { lock: &lock });
+/// ```
 #[derive(Debug, Default)]
 pub struct RLock {
     /// How many guards there are.

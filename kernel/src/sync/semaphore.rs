@@ -27,6 +27,8 @@ use crate::traps::poll_proceed;
 #[derive(Debug)]
 pub struct Semaphore {
     permits: Cell<usize>,
+    /// How many were forgotten, and not given back by hand since.
+    forgotten: Cell<usize>,
     line: Line,
 }
 
@@ -36,6 +38,7 @@ impl Semaphore {
     pub const fn new(permits: usize) -> Self {
         Self {
             permits: Cell::new(permits),
+            forgotten: Cell::new(0),
             line: Line::new(),
         }
     }
@@ -93,7 +96,9 @@ pub struct Permit<'a> {
 
 impl Permit<'_> {
     /// Does not give it back: there is one less from now on, until somebody calls [`Semaphore::release`].
-    pub const fn forget(self) {
+    pub fn forget(self) {
+        let forgotten = &self.semaphore.forgotten;
+        forgotten.set(forgotten.get() + 1);
         std::mem::forget(self);
     }
 }
@@ -152,14 +157,15 @@ impl BoundedSemaphore {
         }
     }
 
-    /// As [`Semaphore::release`].
+    /// Gives back a [forgotten](Permit::forget) permit; a [`Permit`] gives itself back.
     ///
     /// # Errors
-    /// [`TooManyPermits`] if all are there already.
+    /// [`TooManyPermits`] if none was forgotten: each is free, or somebody has it.
     pub fn release(&self) -> Result<(), TooManyPermits> {
-        if self.semaphore.value() >= self.limit {
+        let Some(forgotten) = self.semaphore.forgotten.get().checked_sub(1) else {
             return Err(TooManyPermits { limit: self.limit });
-        }
+        };
+        self.semaphore.forgotten.set(forgotten);
         self.semaphore.release();
         Ok(())
     }

@@ -1,5 +1,9 @@
-//! Workers: threads for what would block the kernel.
+//! Workers: threads and processes for what would block the kernel.
 
+mod child;
+mod process;
 mod thread;
 
+pub use child::{ProcessFn, process_worker};
+pub use process::{ProcessCallError, ProcessPool, run_in_process};
 pub use thread::{ThreadPool, run_in_thread};
