@@ -16,13 +16,12 @@
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread;
-
-use crossbeam_channel::{Receiver, Sender};
+use std::sync::{Arc, LazyLock, PoisonError};
+use std::thread::Result as Outcome;
 
 use crate::error::Interrupt;
+use crate::primitives::channel::{self, Receiver, Sender};
+use crate::primitives::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, thread};
 use crate::traps::{Completer, future_wait};
 
 /// As many threads as [`run_in_thread`] uses (Curio's `MAX_WORKER_THREADS`).
@@ -75,17 +74,8 @@ impl ThreadPool {
     #[track_caller]
     pub fn new(size: usize) -> Self {
         assert!(size > 0, "a pool needs a thread");
-        let (jobs, queue) = crossbeam_channel::unbounded();
-        let shared = Arc::new(Shared {
-            jobs,
-            queue,
-            size,
-            calling: AtomicBool::new(false),
-            crew: Mutex::default(),
-            bell: Condvar::new(),
-        });
         Self {
-            handle: Arc::new(Handle(shared)),
+            handle: Arc::new(Handle(Arc::new(Shared::new(size)))),
         }
     }
 
@@ -173,6 +163,18 @@ struct Crew {
 }
 
 impl Shared {
+    fn new(size: usize) -> Self {
+        let (jobs, queue) = channel::unbounded();
+        Self {
+            jobs,
+            queue,
+            size,
+            calling: AtomicBool::new(false),
+            crew: Mutex::new(Crew::default()),
+            bell: Condvar::new(),
+        }
+    }
+
     fn submit(self: &Arc<Self>, job: Arc<dyn Job>) {
         self.jobs
             .send(job)
@@ -293,7 +295,7 @@ enum Stage<F, T> {
     Running,
     /// Abandoned while it ran.
     Zombie,
-    Done(thread::Result<T>),
+    Done(Outcome<T>),
 }
 
 impl<F, T> Call<F, T> {
@@ -301,7 +303,7 @@ impl<F, T> Call<F, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<thread::Result<T>> {
+    fn take(&self) -> Option<Outcome<T>> {
         match std::mem::replace(&mut *self.stage(), Stage::Idle) {
             Stage::Done(outcome) => Some(outcome),
             Stage::Idle | Stage::Queued(..) | Stage::Running | Stage::Zombie => None,
@@ -365,5 +367,52 @@ impl<F, T> Drop for Errand<F, T> {
         }
         // What the closure captured, or a value that came too late, is dropped here, without the lock.
         drop(last);
+    }
+}
+
+/// Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p sweepea-kernel --lib --release loom`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::Notify;
+    use loom::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::primitives::models::model;
+
+    /// Tells when the last of them has run.
+    struct Counted {
+        left: Arc<AtomicUsize>,
+        done: Arc<Notify>,
+    }
+
+    impl Job for Counted {
+        fn run(&self) -> Crewed {
+            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.done.notify();
+            }
+            Crewed::Yes
+        }
+    }
+
+    /// A job that is left behind, or a thread that does not end, is a deadlock, which loom reports.
+    fn run_jobs(size: usize, jobs: usize) {
+        let pool = Handle(Arc::new(Shared::new(size)));
+        let (left, done) = (Arc::new(AtomicUsize::new(jobs)), Arc::new(Notify::new()));
+        for _ in 0..jobs {
+            let (left, done) = (left.clone(), done.clone());
+            pool.0.submit(Arc::new(Counted { left, done }));
+        }
+        done.wait();
+        drop(pool);
+    }
+
+    #[test]
+    fn loom_one_thread_leaves_no_job_behind() {
+        model(3, || run_jobs(1, 3));
+    }
+
+    #[test]
+    fn loom_two_threads_leave_no_job_behind() {
+        model(2, || run_jobs(2, 2));
     }
 }
