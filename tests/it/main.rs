@@ -11,6 +11,7 @@
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | [`kernel_budget`] | what the kernel does, in system calls, counted by strace; no broker |
 //! | [`kernel_curio`] | random programs: what Curio on Python makes of them, our kernel must too; no broker |
+//! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
 //! | [`kernel_leaks`] | what is left in a process when its kernels are gone; no broker |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
@@ -24,6 +25,7 @@ mod faults;
 mod kernel_budget;
 mod kernel_core;
 mod kernel_curio;
+mod kernel_debug;
 mod kernel_interop;
 mod kernel_io;
 mod kernel_leaks;

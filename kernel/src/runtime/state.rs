@@ -333,7 +333,7 @@ impl State {
         self.fire_joiners(task);
         let body = self.tasks.retire(task);
         if !self.names.is_empty() {
-            self.names.remove(&body.id);
+            self.forget_name(body.id);
         }
         body
     }
@@ -421,6 +421,15 @@ impl State {
             let next = self.nodes[node].next;
             self.fire(node);
             node = if next == first { NIL } else { next };
+        }
+    }
+
+    #[cold]
+    fn forget_name(&mut self, task: u64) {
+        if self.names.remove(&task).is_some()
+            && let Some(board) = &self.board
+        {
+            board.forget_name(task);
         }
     }
 

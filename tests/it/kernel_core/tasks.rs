@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use kernel::{
-    Interrupt, JoinError, Kernel, RunError, TaskState, WaitKind, current_task, now, sleep, spawn,
-    yield_now,
+    Builder, Interrupt, JoinError, Kernel, RunError, TaskState, VirtualClock, WaitKind,
+    current_task, now, sleep, spawn, yield_now,
 };
 
-use super::{Story, Teller, ms, run, run_with, s, virtual_kernel};
+use super::{Story, Teller, ms, run, run_with, s, told_of_sleep, virtual_kernel};
 
 /// Accepts: curio/kernel/hello
 #[test]
@@ -430,7 +430,7 @@ fn a_main_task_that_nothing_can_wake_is_a_deadlock_with_a_dump() {
 
 #[test]
 fn a_remote_or_a_kept_waker_is_no_deadlock() {
-    let (mut kernel, _) = virtual_kernel();
+    let (mut kernel, asleep) = told_of_sleep(Builder::new().clock(VirtualClock::new()));
     let remote = kernel.remote();
     let lot = Rc::new(kernel::traps::Lot::new());
     thread_local! {
@@ -438,7 +438,7 @@ fn a_remote_or_a_kept_waker_is_no_deadlock() {
     }
     LOT.set(Some(lot.clone()));
     let thread = std::thread::spawn(move || {
-        std::thread::sleep(ms(20));
+        asleep.recv().unwrap();
         assert!(remote.call(|| {
             LOT.with_borrow(|lot| kernel::traps::sched_wake(lot.as_ref().unwrap(), 1));
         }));
