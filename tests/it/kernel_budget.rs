@@ -126,7 +126,13 @@ async fn wait_for_wake(wakers: &mpsc::Sender<Waker>) {
 #[test]
 fn an_echo_takes_three_system_calls_a_message() {
     let calls = calls_in("echo");
-    assert_eq!(total(&calls.kernel), 3 * TIMES, "{:?}", calls.kernel);
+    // If the peer is quick, a message is there before anybody waits for it; the first that is not costs a look and a registration.
+    let calls_a_message = 2 * TIMES..=3 * TIMES + 2;
+    assert!(
+        calls_a_message.contains(&total(&calls.kernel)),
+        "{:?}",
+        calls.kernel
+    );
 }
 
 #[test]
