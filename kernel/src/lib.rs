@@ -68,6 +68,7 @@ pub mod fs;
 pub mod local;
 pub mod monitor;
 pub mod net;
+mod primitives;
 pub mod process;
 pub mod signal;
 pub mod sync;

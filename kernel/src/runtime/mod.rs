@@ -623,7 +623,7 @@ impl Core {
                     // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                         log::error!("panic in a remote call: {}", panic_text(&*panic));
-                        std::mem::forget(panic);
+                        task::drop_quietly(panic);
                     }
                 }
             }
