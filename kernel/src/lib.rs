@@ -68,6 +68,7 @@ pub mod fs;
 pub mod local;
 pub mod monitor;
 pub mod net;
+mod primitives;
 pub mod process;
 pub mod signal;
 pub mod sync;
@@ -75,6 +76,7 @@ pub mod thread;
 pub mod traps;
 
 mod activation;
+mod bridge;
 mod cancel;
 mod error;
 mod group;
@@ -85,6 +87,7 @@ mod watchdog;
 mod workers;
 
 pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
+pub use bridge::RemoteTask;
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,

@@ -34,7 +34,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use primitives::{AtomicU8, Mutex, MutexGuard, Ordering};
+use crate::primitives::{AtomicU8, Mutex, MutexGuard, Ordering};
 
 /// What other threads have to say to a kernel.
 pub(crate) enum Note {
@@ -354,18 +354,6 @@ impl<B: Bell> Mailbox<B> {
 
 fn ids() -> std::sync::MutexGuard<'static, Ids> {
     IDS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(not(all(test, loom)))]
-mod primitives {
-    pub(super) use std::sync::atomic::{AtomicU8, Ordering};
-    pub(super) use std::sync::{Mutex, MutexGuard};
-}
-
-#[cfg(all(test, loom))]
-mod primitives {
-    pub(super) use loom::sync::atomic::{AtomicU8, Ordering};
-    pub(super) use loom::sync::{Mutex, MutexGuard};
 }
 
 #[cfg(all(test, not(loom)))]
@@ -719,6 +707,7 @@ mod loom_tests {
     use loom::thread;
 
     use super::*;
+    use crate::primitives::models::model;
 
     /// Remembers one ring, as an eventfd does; loom reports a sleep without one as a deadlock.
     #[derive(Clone)]
@@ -743,12 +732,6 @@ mod loom_tests {
         }
     }
 
-    fn model(check: impl Fn() + Send + Sync + 'static) {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(check);
-    }
-
     /// The run loop of a kernel that waits for `total` notes; returns how often it slept.
     fn receive(mailbox: &Mailbox<Counting>, bell: &Counting, total: usize) -> usize {
         let (mut notes, mut received, mut sleeps) = (Vec::new(), 0, 0);
@@ -768,7 +751,7 @@ mod loom_tests {
 
     #[test]
     fn loom_no_wake_up_is_lost_and_a_sleep_is_rung_at_most_once() {
-        model(|| {
+        model(3, || {
             let mailbox = Arc::new(Mailbox::default());
             let bell = Counting::new();
             let epoch = mailbox.open(bell.clone());
@@ -790,7 +773,7 @@ mod loom_tests {
 
     #[test]
     fn loom_one_thread_pushing_twice_is_heard_twice() {
-        model(|| {
+        model(3, || {
             let mailbox = Arc::new(Mailbox::default());
             let bell = Counting::new();
             mailbox.open(bell.clone());
@@ -845,7 +828,7 @@ mod loom_tests {
 
     #[test]
     fn loom_a_late_push_is_dropped_once_and_never_reaches_the_successor() {
-        model(|| {
+        model(3, || {
             let mailbox = Arc::new(Mailbox::default());
             let bell = Counting::new();
             let epoch = mailbox.open(bell.clone());
@@ -870,6 +853,29 @@ mod loom_tests {
             assert!(bell.rung.load(Ordering::SeqCst) <= usize::from(asleep));
             mailbox.awake();
             assert!(!mailbox.has_mail());
+        });
+    }
+
+    /// A task's waker knows no epoch: it may find nobody, or the successor, which then must hear of it.
+    #[test]
+    fn loom_a_late_wake_is_refused_or_heard_by_the_successor() {
+        model(3, || {
+            let mailbox = Arc::new(Mailbox::default());
+            mailbox.open(Counting::new());
+            let waker = thread::spawn({
+                let mailbox = mailbox.clone();
+                move || mailbox.push(None, Note::Wake(7))
+            });
+            mailbox.prepare_to_sleep();
+            let (_bell, orphans) = mailbox.close();
+
+            let bell = Counting::new();
+            mailbox.open(bell.clone());
+            let asleep = mailbox.prepare_to_sleep();
+            let accepted = waker.join().unwrap();
+            assert_eq!(accepted && orphans.is_empty(), mailbox.has_mail());
+            let rung = bell.rung.load(Ordering::SeqCst);
+            assert_eq!(rung, usize::from(asleep && mailbox.has_mail()));
         });
     }
 }
