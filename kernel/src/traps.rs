@@ -20,8 +20,8 @@
 //! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | as many steps as it wakes | |
 //! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | two atomic counts | |
 //! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | a count | [`current_task`](crate::current_task) |
-//! | `_set_timeout` | [`set_timeout`] | immediate | [`Timeout`] | a scope and a node in the timer wheel | [`timeout_after`](crate::timeout_after) |
-//! | `_unset_timeout` | [`Timeout::unset`] | immediate | [`Expiry`] | gives both back | the end of [`timeout_after`](crate::timeout_after) |
+//! | `_set_timeout` | [`set_timeout`] | immediate | [`Timeout`] | a node in the timer wheel | [`timeout_after`](crate::timeout_after) |
+//! | `_unset_timeout` | [`Timeout::unset`] | immediate | [`Expiry`] | gives it back | the end of [`timeout_after`](crate::timeout_after) |
 //! | `_clock` | [`clock`] | immediate | `Instant` | a look at the clock | [`now`](crate::now) |
 //! | – | [`join_wait`] | blocking | the task has ended | a node, if the task has not ended | [`Task::join`] |
 //! | – | [`idle_wait`] | blocking | no other task can run | a node | [`wait_until_idle`](crate::wait_until_idle) |
@@ -55,7 +55,7 @@ use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
-pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
 #[inline(always)]

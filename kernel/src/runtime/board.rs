@@ -308,8 +308,9 @@ mod tests {
     /// Two tasks take turns in one slot, as fast as they can, while a thread reads.
     #[test]
     fn no_reader_sees_half_of_one_task_and_half_of_another() {
+        let pool = crate::runtime::task::Pool::new();
         let tasks = [(1, Location::caller()), (2, Location::caller())]
-            .map(|(id, at)| BodyRef::with_future(async {}, id, 10 * id, 0, at));
+            .map(|(id, at)| BodyRef::with_future(&pool, async {}, id, 10 * id, 0, at));
         let board = Board::new(true);
         let over = AtomicU32::new(0);
         std::thread::scope(|scope| {
