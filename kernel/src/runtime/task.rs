@@ -1,8 +1,8 @@
-//! Task slots, and the bodies that hold the tasks' futures.
+//! Task slots, the bodies that hold the tasks' futures, and the memory that bodies are cut from.
 //!
-//! A task is a 32-byte *slot* in the task table, which is all that scheduling looks at, and a *body*: one allocation with a
+//! A task is a 24-byte *slot* in the task table, which is all that scheduling looks at, and a *body*: one block with a
 //! header, and a place that first holds the future and then its output. The slot is freed the moment the task ends (its generation
-//! grows, so that stale wakers miss); the body lives on while a handle refers to it.
+//! grows, so that stale wakers miss); the body lives on while a handle refers to it, and so does the *chunk* that its block is part of.
 //!
 //! One of the two files of this crate with `unsafe`: the type of a future is erased here, and its output is written
 //! over it. What must stay true:
@@ -10,6 +10,7 @@
 //! - a body never leaves its thread (`BodyRef` holds a raw pointer, so it is neither `Send` nor `Sync`);
 //! - `stage` says what the place holds: the future while `Idle` or `Busy`, the output while `Value`, a panic's payload while `Panicked`, else nothing;
 //! - while `Busy` the future is being polled or dropped further up the stack, and nobody else touches the place;
+//! - a chunk is alive while one of its blocks is in use; a block that is not is on its chunk's list, or was never cut;
 //! - user code (a future's `poll` or `drop`, an output's `drop`) runs only here, and always while no kernel table is borrowed.
 #![allow(unsafe_code)]
 
