@@ -29,27 +29,23 @@ use crate::activation::{Activation, StepEnd, TaskView};
 use crate::traps::WaitKind;
 
 /// Logs each step as it begins. At level info, if nothing else is said.
-#[must_use]
 pub fn schedtrace() -> Debugger {
     Debugger::new(Level::Info, Event::Step)
 }
 
 /// Logs in which blocking trap each step ends, or how else; if `traps` names some, only those. At level info, if nothing else is said. Immediate traps, and blocking ones
 /// that need not wait, end no step.
-#[must_use]
 pub fn traptrace(traps: &[WaitKind]) -> Debugger {
     Debugger::new(Level::Info, Event::Trap(traps.to_vec()))
 }
 
 /// Logs steps that took longer than `max_time`, by the kernel's clock, during which no other task ran (Curio's default is 50 ms). As a warning, if nothing else is said.
-#[must_use]
 pub fn longblock(max_time: Duration) -> Debugger {
     let began = None;
     Debugger::new(Level::Warn, Event::LongStep { max_time, began })
 }
 
 /// Logs tasks that panic, at once, whoever joins them later. As an error, if nothing else is said.
-#[must_use]
 pub fn logcrash() -> Debugger {
     Debugger::new(Level::Error, Event::Crash)
 }

@@ -49,6 +49,12 @@
 //! A kernel and its tasks live on one thread, share data by `Rc` and `Cell`, and need no lock. Other threads reach it through its inbox:
 //! wakers, [`Remote`], and the answers of worker threads. A program may run a kernel in each of several threads.
 //!
+//! # Seeing inside
+//!
+//! [`TaskTree`] prints who waits where; a [deadlock](RunError::Deadlock) carries it. [`Activation`] is the observer's interface, and [`debug`] has observers that log steps, traps,
+//! long steps and panics. [`Builder::watchdog`] notices a task that does not let go, and a [`monitor`] answers from another thread meanwhile. What becomes of
+//! a task's panic is said with [`Builder::on_panic`].
+//!
 //! # As a guest
 //!
 //! A kernel need not own the loop: [`Kernel::turn`] makes one pass and tells the next deadline, and the kernel's descriptor

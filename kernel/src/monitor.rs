@@ -241,7 +241,8 @@ impl Room {
         let mut clients = lock(&self.clients);
         if clients.connected.len() == CLIENTS {
             drop(clients);
-            let _ = writeln!(&client, "{CLIENTS} clients are connected already");
+            let text = format!("{CLIENTS} clients are connected already\n");
+            let _ = (&client).write_all(text.as_bytes());
             return None;
         }
         clients.last += 1;
@@ -253,13 +254,13 @@ impl Room {
 
     /// Answers a client line by line.
     fn serve(&self, client: &Socket) -> io::Result<()> {
-        let mut out = client;
+        // In one piece, as far as the system takes it: what is cut off by a reset need not be half a line.
+        let say = |text: String| (&*client).write_all(text.as_bytes());
         let live = self.board.list(0, 0).1;
-        write!(
-            out,
+        say(format!(
             "kernel monitor, process {}: {live} tasks. Type help for commands.\n{PROMPT}",
             std::process::id()
-        )?;
+        ))?;
         let mut input = BufReader::with_capacity(LINE, client);
         let mut line = Vec::new();
         let mut is_first = true;
@@ -271,16 +272,16 @@ impl Room {
                 return Ok(());
             }
             if line.len() == LINE && !line.ends_with(b"\n") {
-                return writeln!(out, "a line has at most {LINE} bytes");
+                return say(format!("a line has at most {LINE} bytes\n"));
             }
             let text = String::from_utf8_lossy(&line);
             match self.answer(&text) {
-                Answer::Text(text) => write!(out, "{text}{PROMPT}")?,
+                Answer::Text(text) => say(text + PROMPT)?,
                 Answer::Goodbye => return Ok(()),
                 Answer::Unknown if is_first => {
-                    return writeln!(out, "not a command, so this is no client of ours");
+                    return say("not a command, so this is no client of ours\n".into());
                 }
-                Answer::Unknown => write!(out, "not a command; try help\n{PROMPT}")?,
+                Answer::Unknown => say(format!("not a command; try help\n{PROMPT}"))?,
             }
             is_first = false;
         }
@@ -318,7 +319,7 @@ impl Room {
         for task in &tasks {
             let time = |at: Option<u64>| {
                 self.left(at)
-                    .map_or("-".into(), |left| format!("{left:.1?}"))
+                    .map_or_else(|| "-".into(), |left| format!("{left:.1?}"))
             };
             let name = match &task.name {
                 Some(name) => format!("{name:?}"),

@@ -343,7 +343,7 @@ enum Nap {
         nanos: u64,
         at: &'static Location<'static>,
     },
-    /// With an idle wait it is over.
+    /// Over once its wait is `Wait::IDLE` again.
     Begun(Wait),
 }
 
@@ -475,17 +475,23 @@ impl Lot {
     /// How many tasks wait in it. Counts them.
     #[must_use]
     pub fn len(&self) -> usize {
-        if self.id.get() == NIL {
-            return 0;
-        }
-        let len = |core: &Core| core.with(|state| state.nodes.parked(self.id.get()));
-        runtime::with_kernel(self.kernel.get(), len).unwrap_or(0)
+        self.look(|state, lot| state.nodes.parked(lot)).unwrap_or(0)
     }
 
     /// Whether no task waits in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.look(|state, lot| state.nodes.is_vacant(lot))
+            .unwrap_or(true)
+    }
+
+    /// `None` if no task has ever waited in it, or its kernel has ended.
+    fn look<R>(&self, f: impl FnOnce(&State, u32) -> R) -> Option<R> {
+        let lot = self.id.get();
+        if lot == NIL {
+            return None;
+        }
+        runtime::with_kernel(self.kernel.get(), |core| core.with(|state| f(state, lot)))
     }
 
     fn open(&self, state: &mut State) -> u32 {

@@ -3,6 +3,7 @@
 mod cancel;
 mod embedding;
 mod idle;
+pub(crate) mod logged;
 mod ownership;
 mod panics;
 mod tasks;
@@ -13,14 +14,30 @@ use std::cell::RefCell;
 use std::fmt::Display;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use kernel::{Builder, Kernel, VirtualClock};
+use kernel::{Activation, Builder, Kernel, KernelView, VirtualClock};
 
 fn virtual_kernel<'env>() -> (Kernel<'env>, VirtualClock) {
     let clock = VirtualClock::new();
     let kernel = Builder::new().clock(clock.clone()).build().unwrap();
     (kernel, clock)
+}
+
+/// Tells another thread that the kernel is about to sleep: what the thread sends after that must wake it.
+struct Bedtime(mpsc::Sender<()>);
+
+impl Activation for Bedtime {
+    fn idle(&mut self, _: &KernelView<'_>) {
+        let _ = self.0.send(());
+    }
+}
+
+/// A kernel, and what its [`Bedtime`] tells.
+fn told_of_sleep<'env>(builder: Builder) -> (Kernel<'env>, mpsc::Receiver<()>) {
+    let (sender, asleep) = mpsc::channel();
+    (builder.activation(Bedtime(sender)).build().unwrap(), asleep)
 }
 
 /// Runs `main` in a kernel of its own whose clock jumps.

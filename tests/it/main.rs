@@ -9,6 +9,7 @@
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
+//! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
@@ -19,6 +20,7 @@ mod delivery;
 mod demo;
 mod faults;
 mod kernel_core;
+mod kernel_debug;
 mod kernel_interop;
 mod kernel_io;
 mod kernel_local;

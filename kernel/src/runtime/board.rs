@@ -142,12 +142,10 @@ impl Board {
         });
     }
 
-    pub(super) fn remove(&self, slot: u32, id: u64) {
-        let Some(entry) = self.entry(slot) else {
-            return;
-        };
-        entry.write(|entry| entry.id.store(0, Ordering::Relaxed));
-        self.names().remove(&id);
+    pub(super) fn remove(&self, slot: u32) {
+        if let Some(entry) = self.entry(slot) {
+            entry.write(|entry| entry.id.store(0, Ordering::Relaxed));
+        }
     }
 
     /// A task's step begins; `step` tells it from the one before.
@@ -194,6 +192,10 @@ impl Board {
 
     pub(super) fn set_name(&self, id: u64, name: &str) {
         self.names().insert(id, name.to_owned());
+    }
+
+    pub(super) fn forget_name(&self, id: u64) {
+        self.names().remove(&id);
     }
 
     /// The step that runs now, if one does.

@@ -17,8 +17,13 @@ impl Nodes {
 
     /// Removes a lot in which nobody waits.
     pub(crate) fn close_lot(&mut self, lot: u32) {
-        debug_assert!(self[lot].next == lot, "closed with tasks parked in it");
+        debug_assert!(self.is_vacant(lot), "closed with tasks parked in it");
         self.put_back(lot);
+    }
+
+    /// Whether nobody waits in `lot`.
+    pub(crate) fn is_vacant(&self, lot: u32) -> bool {
+        self[lot].next == lot
     }
 
     /// How many wait in `lot`. Counts them.

@@ -15,7 +15,7 @@ use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
 use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
-use super::wheel::Wheel;
+use super::wheel::{DUE, Due, Wheel};
 use crate::error::Interrupt;
 use crate::local::Locals;
 use crate::task::{TaskId, TaskInfo, TaskState};
@@ -48,7 +48,7 @@ pub(crate) struct State {
     pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
-    pub(super) due: Vec<u32>,
+    pub(super) due: Vec<Due>,
     pub(super) last_serial: u64,
     /// How many waits depend on an answer from another thread.
     pub(super) remote_waits: usize,
@@ -73,9 +73,6 @@ pub(super) enum Aftermath {
     /// Loggers are user code too: one that shows the current task asks the kernel for it.
     Log(log::Level, String),
 }
-
-/// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
-pub(super) const DUE: u32 = u32::MAX - 1;
 
 impl State {
     /// Nanoseconds since the kernel's epoch.
@@ -195,7 +192,7 @@ impl State {
     }
 
     pub(super) fn has_idle_waits(&self) -> bool {
-        self.nodes.parked(self.idle) > 0
+        !self.nodes.is_vacant(self.idle)
     }
 
     /// Wakes those who wait until no other task can run, if none can.
@@ -335,11 +332,8 @@ impl State {
         let now = self.ticks(self.fired_at);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(&mut self.nodes, now, &mut due);
-        for &timer in &due {
-            self.nodes[timer].prev = DUE;
-        }
         // In deadline order: a timeout that comes before a sleep of its body interrupts it, one that comes after finds it done.
-        for timer in due.drain(..) {
+        for (_, timer) in due.drain(..) {
             let node = &self.nodes[timer];
             match node.is_scope() {
                 true if node.term() == Term::Running => self.fire_deadline(timer),
@@ -403,7 +397,11 @@ impl State {
         }
         if self.tasks[task].flags.has(Flags::NAMED) {
             let body = self.tasks[task].body.as_ref();
-            self.names.remove(&body.expect("it is about to end").id);
+            let id = body.expect("it is about to end").id;
+            self.names.remove(&id);
+            if let Some(board) = &self.board {
+                board.forget_name(id);
+            }
         }
         if self.tasks[task].flags.has(Flags::LOCALS) {
             let locals = self.locals.remove(&task);

@@ -75,6 +75,9 @@ impl Watch {
     }
 
     fn tell(&self, mut what: impl FnMut(&mut dyn Activation)) {
+        if !self.has_observers {
+            return;
+        }
         let Ok(mut observers) = self.observers.try_borrow_mut() else {
             return;
         };
@@ -161,6 +164,7 @@ impl Core {
         let report = self.state.borrow().report(task);
         if let Some(board) = &watch.board
             && board.is_detailed()
+            && !ended
         {
             board.post(task, body, &report);
         }
@@ -183,7 +187,7 @@ impl Core {
     #[cold]
     pub(super) fn watch_terminated(&self, watch: &Watch, task: u32, body: &BodyRef) {
         if let Some(board) = &watch.board {
-            board.remove(task, body.id);
+            board.remove(task);
         }
         let view = TaskView::new(self, body, task);
         watch.tell(|observer| observer.terminated(&view));

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kernel::{Interrupt, Kernel, sleep, spawn, yield_now};
@@ -18,10 +19,12 @@ struct Host<'env> {
     kernel: Kernel<'env>,
     poll: Poll,
     turns: usize,
+    /// Told when both it and the kernel sleep: what is sent from there on must wake them.
+    asleep: mpsc::Sender<()>,
 }
 
 impl<'env> Host<'env> {
-    fn new() -> Self {
+    fn new(asleep: mpsc::Sender<()>) -> Self {
         let kernel = Kernel::new().unwrap();
         let poll = Poll::new().unwrap();
         let fd = kernel.as_fd().as_raw_fd();
@@ -32,6 +35,7 @@ impl<'env> Host<'env> {
             kernel,
             poll,
             turns: 0,
+            asleep,
         }
     }
 
@@ -48,7 +52,10 @@ impl<'env> Host<'env> {
             let wait = match turn.next_deadline {
                 _ if turn.ready => Duration::ZERO,
                 Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-                None => limit.saturating_duration_since(Instant::now()),
+                None => {
+                    let _ = self.asleep.send(());
+                    limit.saturating_duration_since(Instant::now())
+                }
             };
             self.poll.poll(&mut events, Some(wait)).unwrap();
         }
@@ -59,7 +66,8 @@ impl<'env> Host<'env> {
 #[test]
 fn a_foreign_loop_hosts_the_kernel_by_descriptor_deadline_and_turn() {
     let done = Rc::new(Cell::new(0));
-    let mut host = Host::new();
+    let (sender, asleep) = mpsc::channel();
+    let mut host = Host::new(sender);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (sender, receiver) = futures::channel::oneshot::channel();
     let count = |done: &Rc<Cell<i32>>| done.set(done.get() + 1);
@@ -80,12 +88,13 @@ fn a_foreign_loop_hosts_the_kernel_by_descriptor_deadline_and_turn() {
     });
     let remote = host.kernel.remote();
     let thread = std::thread::spawn(move || {
-        std::thread::sleep(ms(20));
+        // Each time after the last has been dealt with: only then does the kernel sleep again.
+        asleep.recv().unwrap();
         theirs.write_all(b"x").unwrap();
-        std::thread::sleep(ms(20));
-        sender.send(()).unwrap();
-        std::thread::sleep(ms(20));
+        asleep.recv().unwrap();
         remote.call(|| drop(spawn(yield_now())));
+        asleep.recv().unwrap();
+        sender.send(()).unwrap();
         theirs
     });
     host.run_until(|| done.get() == 3);

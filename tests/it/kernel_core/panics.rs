@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use kernel::{JoinError, Kernel, RunError, Task, current_task, sleep, spawn, yield_now};
+use log::Level;
 
-use super::timeouts::warnings_of;
+use super::logged::lines_of;
 use super::{Story, Teller, run, s, virtual_kernel};
 
 /// Accepts: panic/contained
@@ -311,7 +312,7 @@ fn a_destructor_may_use_the_kernel() {
 
 #[test]
 fn a_panic_that_nobody_joined_is_logged() {
-    let logged = warnings_of(|| {
+    let logged = lines_of(Level::Error, || {
         run(async {
             drop(spawn(async { panic!("unseen") }));
             sleep(s(1)).await.unwrap();

@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use kernel::{
-    Interrupt, JoinError, Kernel, RunError, TaskState, WaitKind, current_task, now, sleep, spawn,
-    yield_now,
+    Builder, Interrupt, JoinError, Kernel, RunError, TaskState, VirtualClock, WaitKind,
+    current_task, now, sleep, spawn, yield_now,
 };
 
-use super::{Story, Teller, ms, run, run_with, s, virtual_kernel};
+use super::{Story, Teller, ms, run, run_with, s, told_of_sleep, virtual_kernel};
 
 /// Accepts: curio/kernel/hello
 #[test]
@@ -74,6 +74,22 @@ fn a_task_sleeps_until_an_absolute_time() {
         kernel::sleep_until(at - s(1)).await.unwrap();
         assert!(task.is_terminated());
         assert_eq!(now(), at);
+    });
+}
+
+/// Not the time at which its task is polled, which would cost a look at the clock.
+#[test]
+fn a_sleep_answers_when_it_was_over() {
+    run_with(async |clock| {
+        let start = now();
+        let early = spawn(async move {
+            sleep(s(1)).await.unwrap();
+            clock.advance(s(5));
+        });
+        let late = spawn(sleep(s(1)));
+        assert_eq!(late.join().await.unwrap().unwrap(), start + s(1));
+        assert_eq!(now(), start + s(6));
+        early.join().await.unwrap();
     });
 }
 
@@ -430,7 +446,7 @@ fn a_main_task_that_nothing_can_wake_is_a_deadlock_with_a_dump() {
 
 #[test]
 fn a_remote_or_a_kept_waker_is_no_deadlock() {
-    let (mut kernel, _) = virtual_kernel();
+    let (mut kernel, asleep) = told_of_sleep(Builder::new().clock(VirtualClock::new()));
     let remote = kernel.remote();
     let lot = Rc::new(kernel::traps::Lot::new());
     thread_local! {
@@ -438,7 +454,7 @@ fn a_remote_or_a_kept_waker_is_no_deadlock() {
     }
     LOT.set(Some(lot.clone()));
     let thread = std::thread::spawn(move || {
-        std::thread::sleep(ms(20));
+        asleep.recv().unwrap();
         assert!(remote.call(|| {
             LOT.with_borrow(|lot| kernel::traps::sched_wake(lot.as_ref().unwrap(), 1));
         }));

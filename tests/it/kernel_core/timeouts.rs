@@ -1,13 +1,14 @@
 //! Timeouts as Curio nests them; rules R6 to R9.
 
-use std::cell::RefCell;
-
 use futures::future::{join, select};
 use kernel::{
     Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, shield, sleep, spawn,
     timeout_after, timeout_at, yield_now,
 };
 
+use log::Level;
+
+use super::logged::lines_of;
 use super::{Story, ms, run, run_with, s};
 
 async fn nap(story: &Story, name: &str, seconds: u64) -> Result<(), Interrupt> {
@@ -368,7 +369,7 @@ fn r2_a_sleep_that_was_done_before_its_timeout_is_done() {
 /// Accepts: curio/kernel/timeout_badness
 #[test]
 fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of() {
-    let warnings = warnings_of(|| {
+    let warnings = lines_of(Level::Warn, || {
         run_with(async |clock| {
             let late = timeout_after(s(1), async {
                 clock.advance(s(2));
@@ -386,36 +387,6 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("after its deadline"), "{warnings:?}");
     }
-}
-
-thread_local! {
-    static WARNINGS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
-}
-
-/// What a thread logs, and, as such loggers do, the task that runs.
-struct Recorder;
-
-impl log::Log for Recorder {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        WARNINGS.with_borrow_mut(|warnings| {
-            if let Some(warnings) = warnings {
-                let task = kernel::try_current_task().map(|task| format!("{task:?}"));
-                warnings.push(format!("{task:?}: {}", record.args()));
-            }
-        });
-    }
-    fn flush(&self) {}
-}
-
-pub(super) fn warnings_of(f: impl FnOnce()) -> Vec<String> {
-    let _ = log::set_logger(&Recorder);
-    log::set_max_level(log::LevelFilter::Warn);
-    WARNINGS.set(Some(Vec::new()));
-    f();
-    WARNINGS.take().unwrap()
 }
 
 /// Accepts: trap/set_timeout, trap/unset_timeout

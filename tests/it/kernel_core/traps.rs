@@ -13,11 +13,40 @@ use kernel::traps::{
     sched_wake, write_wait,
 };
 use kernel::{
-    Interrupt, ResourceBusy, WaitKind, current_task, ignore_after, sleep, spawn, timeout_after,
-    yield_now,
+    Builder, Interrupt, ResourceBusy, VirtualClock, WaitKind, current_task, ignore_after, sleep,
+    spawn, timeout_after, yield_now,
 };
 
-use super::{Story, ms, run, run_with, s};
+use super::{Story, ms, run, run_with, s, told_of_sleep};
+
+/// One stands in the lot with a waker that a combinator made, the others with their task's own.
+#[test]
+fn those_who_wait_through_a_combinator_keep_their_turn() {
+    let story = Story::default();
+    run(async {
+        let lot = Rc::new(Lot::new());
+        let tasks: Vec<_> = ["own", "wrapped", "own again"]
+            .map(|name| {
+                let (lot, story) = (lot.clone(), story.clone());
+                spawn(async move {
+                    let wait = sched_wait(&lot, WaitKind::Event);
+                    match name {
+                        "wrapped" => FuturesUnordered::from_iter([wait]).next().await.unwrap(),
+                        _ => wait.await,
+                    }
+                    .unwrap();
+                    story.tell(name);
+                })
+            })
+            .into();
+        yield_now().await.unwrap();
+        sched_wake(&lot, 3);
+        for task in tasks {
+            task.join().await.unwrap();
+        }
+    });
+    story.assert(&["own", "wrapped", "own again"]);
+}
 
 /// Accepts: trap/sched_wait, trap/sched_wake
 #[test]
@@ -162,20 +191,26 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
 
 #[test]
 fn a_virtual_clock_follows_real_time_while_another_thread_is_waited_for() {
-    run_with(async |clock| {
-        let answer = future_wait(|completer| {
-            std::thread::spawn(move || {
-                std::thread::sleep(ms(20));
-                completer.complete();
+    let clock = VirtualClock::new();
+    let (mut kernel, asleep) = told_of_sleep(Builder::new().clock(clock.clone()));
+    kernel
+        .run(async {
+            let answer = future_wait(|completer| {
+                std::thread::spawn(move || {
+                    asleep
+                        .recv()
+                        .expect("it waits for the answer, and jumps to no timeout");
+                    completer.complete();
+                });
             });
-        });
-        timeout_after(s(3600), answer).await.unwrap();
-        assert!(clock.elapsed() < s(3600));
-        // And a timeout ends a wait that is never answered.
-        let mut kept = None;
-        let never = future_wait(|completer| kept = Some(completer));
-        assert_eq!(ignore_after(ms(10), never).await, Ok(None));
-    });
+            timeout_after(s(3600), answer).await.unwrap();
+            assert!(clock.elapsed() < s(3600));
+            // And a timeout ends a wait that is never answered.
+            let mut kept = None;
+            let never = future_wait(|completer| kept = Some(completer));
+            assert_eq!(ignore_after(ms(10), never).await, Ok(None));
+        })
+        .unwrap();
 }
 
 thread_local! {
@@ -290,7 +325,8 @@ fn a_wait_for_a_descriptor_is_interrupted_and_abandoned() {
 /// Accepts: interop/channels
 #[test]
 fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
-    kernel::run(async {
+    let (mut kernel, asleep) = told_of_sleep(Builder::new());
+    let main = async {
         let (sender, receiver) = oneshot::channel();
         let task = spawn(receiver);
         yield_now().await.unwrap();
@@ -299,7 +335,7 @@ fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
 
         let (sender, receiver) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            std::thread::sleep(ms(10));
+            asleep.recv().unwrap();
             sender.send(2).unwrap();
         });
         assert_eq!(receiver.await, Ok(2));
@@ -319,8 +355,8 @@ fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
         }
         assert_eq!(receiver.next().await, None);
         thread.join().unwrap();
-    })
-    .unwrap();
+    };
+    kernel.run(main).unwrap();
 }
 
 #[test]
