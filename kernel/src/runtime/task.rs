@@ -891,7 +891,9 @@ impl Tasks {
         self.free = slot.waits;
         self.live += 1;
         body.slot.set(id);
-        slot.body = Some(body.share());
+        let before = slot.body.replace(body.share());
+        debug_assert!(before.is_none(), "a free slot has none");
+        std::mem::forget(before); // so that nothing looks whether it is one to be dropped
         slot.waits = NIL;
         slot.flags.set(Flags::QUEUED);
         Some(id)
@@ -969,7 +971,11 @@ impl std::ops::IndexMut<u32> for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{RawWaker, RawWakerVTable, Waker};
+
+    use super::super::waker;
     use super::*;
+    use crate::spawn;
 
     impl Pool {
         /// How many chunks it holds for blocks of `layout`, and how many of their blocks are in use.
@@ -1054,6 +1060,41 @@ mod tests {
             assert!(pool.chunks(layout).0 <= chunks);
         }
         blocks.into_iter().for_each(give);
+    }
+
+    thread_local! {
+        static VICTIM: Cell<Option<TaskRef>> = const { Cell::new(None) };
+    }
+
+    static VICIOUS: RawWakerVTable = RawWakerVTable::new(
+        |data| {
+            if let Some(victim) = VICTIM.take() {
+                victim.abort();
+            }
+            RawWaker::new(data, &VICIOUS)
+        },
+        |_| {},
+        |_| {},
+        |_| {},
+    );
+
+    #[test]
+    fn a_task_that_ends_while_the_waker_of_its_joiner_is_cloned_leaves_the_node() {
+        let live = || waker::with_current(|core| core.unwrap().live_nodes());
+        let waits = async {
+            let before = live();
+            let task = spawn(std::future::pending::<()>());
+            VICTIM.set(Some(task.to_ref()));
+            let mut wait = task.wait();
+            // SAFETY: the functions of the vtable leave the data alone.
+            let waker = unsafe { Waker::from_raw(RawWaker::new(ptr::null(), &VICIOUS)) };
+            let first = Pin::new(&mut wait).poll(&mut Context::from_waker(&waker));
+            assert!(first.is_pending() && task.is_terminated());
+            assert_eq!(live(), before + 1);
+            wait.await.unwrap();
+            assert_eq!(live(), before);
+        };
+        crate::run(waits).unwrap();
     }
 
     #[test]
