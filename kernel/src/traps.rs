@@ -7,30 +7,35 @@
 //! A trap is either *immediate*, it never suspends and is no cancellation point, or *blocking*: then it suspends the task, and
 //! a cancellation or timeout that is pending, or comes while it waits, is its `Err`.
 //!
-//! | Curio | here | kind | answer | everyday name |
-//! |---|---|---|---|---|
-//! | `_read_wait`, `_write_wait` | [`read_wait`], [`write_wait`] | blocking | `io::Result<()>` | the types of [`net`](crate::net) |
-//! | `_io_release` | [`io_release`] | immediate | – | dropping a socket |
-//! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | |
-//! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | [`run_in_thread`](crate::run_in_thread) |
-//! | `_sleep` | [`sleep`], [`sleep_until`] | blocking | the time after it | [`sleep`](crate::sleep()) |
-//! | `_spawn` | [`spawn`] | immediate | [`Task`] | [`spawn`](crate::spawn) |
-//! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | [`Task::cancel`] |
-//! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | the types of [`sync`](crate::sync) |
-//! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | |
-//! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | |
-//! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | [`current_task`](crate::current_task) |
-//! | `_set_timeout`, `_unset_timeout` | [`set_timeout`], [`Timeout::unset`] | immediate | [`Timeout`] | [`timeout_after`](crate::timeout_after) |
-//! | `_clock` | [`clock`] | immediate | `Instant` | [`now`](crate::now) |
-//! | – | [`join_wait`] | blocking | the task has ended | [`Task::join`] |
-//! | – | [`idle_wait`] | blocking | no other task can run | [`wait_until_idle`](crate::wait_until_idle) |
+//! | Curio's trap | here | kind | answer | what it costs | everyday name |
+//! |---|---|---|---|---|---|
+//! | `_read_wait`, `_write_wait` | [`read_wait`], [`write_wait`] | blocking | `io::Result<()>` | a node; the descriptor is registered with the poller for each wait ([`Source`] does it once) | the types of [`net`](crate::net) |
+//! | `_io_release` | [`io_release`] | immediate | – | a look-up; the poller is told if the descriptor is registered | dropping a socket |
+//! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | a look-up | |
+//! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | a node; the answer wakes the kernel's thread only if that sleeps | [`run_in_thread`](crate::run_in_thread) |
+//! | `_sleep` | [`sleep`], [`sleep_until`] | blocking | the time after it | a node in the timer wheel; for no time at all only a place in the ready queue | [`sleep`](crate::sleep()) |
+//! | `_spawn` | [`spawn`] | immediate | [`Task`] | a slot, and one piece of memory for the future and then its value, most often one that an earlier task had | [`spawn`](crate::spawn) |
+//! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | a walk along what the task waits for | [`Task::cancel`] |
+//! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | a node in the lot's queue | the types of [`sync`](crate::sync) |
+//! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | as many steps as it wakes | |
+//! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | two atomic counts | |
+//! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | a count | [`current_task`](crate::current_task) |
+//! | `_set_timeout` | [`set_timeout`] | immediate | [`Timeout`] | a node in the timer wheel | [`timeout_after`](crate::timeout_after) |
+//! | `_unset_timeout` | [`Timeout::unset`] | immediate | [`Expiry`] | gives it back | the end of [`timeout_after`](crate::timeout_after) |
+//! | `_clock` | [`clock`] | immediate | `Instant` | a look at the clock | [`now`](crate::now) |
+//! | – | [`join_wait`] | blocking | the task has ended | a node, if the task has not ended | [`Task::join`] |
+//! | – | [`idle_wait`] | blocking | no other task can run | a node | [`wait_until_idle`](crate::wait_until_idle) |
+//!
+//! *Blocking* says that it is a cancellation point, as [`join_wait`] is if it has to wait; *immediate* that it is none. No trap but the first three makes a system call.
 //!
 //! A blocking trap is a *leaf future*: it registers one node in the kernel's table when it is first polled and takes it out when
-//! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones are futures too, ready at
-//! their first poll, so that a program can be written against the door alone.
+//! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones that ask something are futures too, ready at
+//! their first poll; those that only tell something are plain calls, which [`immediate`] makes futures of. So a program can be written
+//! against the door alone, and with futures alone.
 //!
 //! # Panics
-//! Traps are requests of a task: outside one, polling them panics.
+//! Traps are requests to the running kernel of this thread: without one, polling or calling them panics. The blocking ones, [`get_current`] and
+//! [`set_timeout`] are requests of a task, and panic outside one.
 
 use std::borrow::Borrow;
 use std::cell::Cell;
@@ -50,7 +55,7 @@ use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
-pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
 #[inline(always)]
@@ -215,6 +220,20 @@ impl<T, F: FnOnce() -> T> Future for Immediate<F> {
             .expect("a future is not polled after it was ready");
         Poll::Ready(call())
     }
+}
+
+/// A trap that is a plain call, as a future that is ready at its first poll.
+///
+/// ```
+/// use kernel::traps::{Lot, immediate, sched_wake};
+///
+/// # kernel::run(async {
+/// let lot = Lot::new();
+/// assert_eq!(immediate(|| sched_wake(&lot, 1)).await, 0);
+/// # }).unwrap();
+/// ```
+pub const fn immediate<T, F: FnOnce() -> T>(call: F) -> Immediate<F> {
+    Immediate(Some(call))
 }
 
 /// The immediate traps as plain calls, for the friendly layer.
@@ -965,8 +984,49 @@ impl Source {
             source: self,
             direction,
             op,
-            wait: Wait::IDLE,
-            at: Location::caller(),
+            place: IoPlace::new(),
+        }
+    }
+
+    /// As [`ready_op`](Self::ready_op), for a method that polls, such as those of `AsyncRead`: what waits from one call to the next is `place`.
+    ///
+    /// Cancellation point: only if it has to wait. Whoever drops such a call half-way leaves the wait behind in `place`: until the next call, or until `place` is
+    /// dropped, the source wakes the task for nothing, and an interrupt that comes meanwhile is the answer of the next call as well.
+    ///
+    /// # Errors
+    /// As [`ready_op`](Self::ready_op).
+    #[inline]
+    pub fn poll_op<R>(
+        &self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &mut Context<'_>,
+        mut op: impl FnMut() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let IoPlace { wait, at } = place;
+        if !wait.is_armed() {
+            ready!(poll_proceed(cx));
+        }
+        loop {
+            if wait.is_armed() || running(|core| !self.may_be_ready(core, direction)) {
+                let Some((_, id)) = self.at.get() else {
+                    *wait = Wait::IDLE;
+                    return Poll::Ready(Err(closed()));
+                };
+                if !wait.is_armed() {
+                    running(|core| core.with(|state| state.check_free(id, direction)))?;
+                }
+                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
+                    return Poll::Ready(Err(closed()));
+                }
+            }
+            match op() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    running(|core| self.exhausted(core, direction))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 
@@ -1024,20 +1084,45 @@ impl Drop for Source {
     }
 }
 
+/// Where [`Source::poll_op`] waits from one call to the next; one for each direction.
+#[derive(Debug)]
+pub struct IoPlace {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl IoPlace {
+    /// Nothing waits here yet. The task dump says that the task waits at the caller.
+    #[track_caller]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+}
+
+impl Default for IoPlace {
+    #[track_caller]
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A system call that waits until it can be made; made by [`Source::ready_op`].
 #[must_use = "a trap does nothing until it is awaited"]
 pub struct ReadyOp<'a, F> {
     source: &'a Source,
     direction: Direction,
     op: F,
-    wait: Wait,
-    at: &'static Location<'static>,
+    place: IoPlace,
 }
 
 impl<F> ReadyOp<'_, F> {
     /// Where the task dump says that the task waits: at the caller of a primitive that makes several calls, not inside it.
     pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
-        self.at = at;
+        self.place.at = at;
         self
     }
 }
@@ -1057,37 +1142,13 @@ impl<R, F: FnMut() -> io::Result<R>> Future for ReadyOp<'_, F> {
     type Output = io::Result<R>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
         let Self {
             source,
             direction,
             op,
-            wait,
-            at,
-        } = this;
-        if !wait.is_armed() {
-            ready!(poll_proceed(cx));
-        }
-        loop {
-            if wait.is_armed() || running(|core| !source.may_be_ready(core, *direction)) {
-                let Some((_, id)) = source.at.get() else {
-                    return Poll::Ready(Err(closed()));
-                };
-                if !wait.is_armed() {
-                    running(|core| core.with(|state| state.check_free(id, *direction)))?;
-                }
-                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, *direction, at)))? {
-                    return Poll::Ready(Err(closed()));
-                }
-            }
-            match op() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running(|core| source.exhausted(core, *direction))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return Poll::Ready(outcome),
-            }
-        }
+            place,
+        } = self.get_mut();
+        source.poll_op(*direction, place, cx, op)
     }
 }
 

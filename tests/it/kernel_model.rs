@@ -1,26 +1,32 @@
 //! Random programs run on the kernel and on a model of it, and the same must happen: in the same order, at the same virtual time,
 //! with the same answer of every trap.
 //!
-//! `PROPTEST_CASES` sets how many; a failure prints the smallest program that shows it, and the seed.
+//! `PROPTEST_CASES` sets how many; a failure prints the smallest program that shows it, and the seed, which `PROPTEST_RNG_SEED` takes.
 
 mod model;
-mod program;
+pub(crate) mod program;
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use kernel::sync::{Event, Lock, Queue, QueueError};
-use kernel::{Builder, Interrupt, JoinError, Reason, Task, TaskRef, VirtualClock};
+use kernel::sync::{Condition, Event, Lock, Queue, QueueError, RLock, Semaphore};
+use kernel::{
+    Builder, GroupError, Interrupt, JoinError, Reason, Task, TaskRef, VirtualClock, Wait,
+};
 use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
 
 use model::Model;
-use program::{OBJECTS, Program, Run, World, programs, start};
+use program::{
+    Group, OBJECTS, Objects, Policy, Program, Run, World, block_of, body_of, programs, start, tell,
+};
 
 /// When a run ends; every program is at rest long before.
-const END: u64 = 1_000_000_000;
+pub(crate) const END: u64 = 1_000_000_000;
 
 const fn us(us: u64) -> Duration {
     Duration::from_micros(us)
@@ -28,12 +34,22 @@ const fn us(us: u64) -> Duration {
 
 type Started = Task<Result<(), Interrupt>>;
 
+#[derive(Clone)]
+enum Spawned {
+    Task(Rc<Started>),
+    /// Belongs to a group.
+    Member(TaskRef),
+}
+
 /// The kernel.
 struct Real {
     clock: VirtualClock,
     story: RefCell<Vec<String>>,
-    tasks: RefCell<Vec<Rc<Started>>>,
+    tasks: RefCell<Vec<Spawned>>,
     locks: [Lock; OBJECTS],
+    rlocks: [RLock; OBJECTS],
+    semaphores: [Semaphore; OBJECTS],
+    conditions: [(Lock, Condition); OBJECTS],
     queues: [Queue<usize>; OBJECTS],
     events: [Event; OBJECTS],
 }
@@ -46,12 +62,16 @@ fn interrupt(error: QueueError) -> Interrupt {
 }
 
 impl Real {
-    fn task(&self, task: usize) -> Rc<Started> {
-        self.tasks.borrow()[task].clone()
+    fn task(&self, task: usize) -> TaskRef {
+        match &self.tasks.borrow()[task] {
+            Spawned::Task(task) => task.to_ref(),
+            Spawned::Member(task) => task.clone(),
+        }
     }
 
-    fn task_ref(&self, task: usize) -> TaskRef {
-        self.tasks.borrow()[task].to_ref()
+    fn number(&self, task: &TaskRef) -> usize {
+        let mut tasks = 0..self.spawned();
+        tasks.find(|&number| self.task(number) == *task).unwrap()
     }
 }
 
@@ -73,7 +93,8 @@ impl World for Real {
     }
 
     fn spawn(&'static self, body: Run) {
-        self.tasks.borrow_mut().push(Rc::new(kernel::spawn(body)));
+        let task = Rc::new(kernel::spawn(body));
+        self.tasks.borrow_mut().push(Spawned::Task(task));
     }
 
     fn spawned(&self) -> usize {
@@ -89,8 +110,15 @@ impl World for Real {
     }
 
     fn join(&'static self, task: usize) -> Run<String> {
-        let task = self.task(task);
+        let task = self.tasks.borrow()[task].clone();
         async move {
+            let task = match task {
+                Spawned::Task(task) => task,
+                Spawned::Member(task) => {
+                    task.wait().await?;
+                    return Ok("of a group".into());
+                }
+            };
             match task.join().await {
                 Ok(value) => Ok(format!("{value:?}")),
                 Err(JoinError::Aborted) => Ok("aborted".into()),
@@ -103,7 +131,7 @@ impl World for Real {
     }
 
     fn wait(&'static self, task: usize) -> Run {
-        self.task_ref(task).wait().boxed_local()
+        self.task(task).wait().boxed_local()
     }
 
     fn sleep(&'static self, duration: u32) -> Run {
@@ -159,9 +187,93 @@ impl World for Real {
     fn shield(&'static self, body: Run) -> Run {
         kernel::shield(body).boxed_local()
     }
+
+    fn acquire_again(&'static self, lock: usize) -> Run<Box<dyn Any>> {
+        let guard = self.rlocks[lock].acquire();
+        guard
+            .map(|guard| guard.map(|guard| Box::new(guard) as Box<dyn Any>))
+            .boxed_local()
+    }
+
+    fn permit(&'static self, semaphore: usize) -> Run<Box<dyn Any>> {
+        let permit = self.semaphores[semaphore].acquire();
+        permit
+            .map(|permit| permit.map(|permit| Box::new(permit) as Box<dyn Any>))
+            .boxed_local()
+    }
+
+    fn notified(&'static self, condition: usize) -> Run {
+        let (lock, condition) = &self.conditions[condition];
+        async {
+            let mut guard = lock.acquire().await?;
+            condition.wait(&mut guard).await
+        }
+        .boxed_local()
+    }
+
+    fn notify(&'static self, condition: usize, count: usize) -> Run {
+        let (lock, condition) = &self.conditions[condition];
+        async move {
+            let _guard = lock.acquire().await?;
+            condition.notify(count);
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn group(&'static self, me: usize, group: Group) -> Run<String> {
+        let policy = match group.policy {
+            Policy::All => Wait::All,
+            Policy::Any => Wait::Any,
+            Policy::First => Wait::First(Option::is_some),
+            Policy::None => Wait::None,
+        };
+        let result = |result: Result<Option<usize>, GroupError<Interrupt>>| match result {
+            Ok(value) => format!("Ok({value:?})"),
+            Err(GroupError::Failed(interrupt)) => format!("Err({interrupt:?})"),
+            Err(GroupError::Join(error)) => format!("{error:?}"),
+        };
+        async move {
+            let ((), outcome) = kernel::group(policy, async |tasks| {
+                for ops in group.members {
+                    let number = self.spawned();
+                    let body = body_of(self, number, ops);
+                    let task =
+                        tasks.spawn(body.map(move |outcome| {
+                            outcome.map(|()| (number % 2 == 1).then_some(number))
+                        }));
+                    self.tasks.borrow_mut().push(Spawned::Member(task));
+                }
+                block_of(self, me, group.body).await?;
+                while group.iterate
+                    && let Some(done) = tasks.next_done().await?
+                {
+                    let number = self.number(&done.task);
+                    tell(
+                        self,
+                        me,
+                        format_args!("done {number}: {}", result(done.result)),
+                    );
+                }
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            let number = |id| {
+                let mut tasks = 0..self.spawned();
+                tasks.find(|&number| self.task(number).id() == id).unwrap()
+            };
+            let completed = outcome.completed.map(number);
+            let results = outcome.results.into_iter();
+            let results = results.map(|(id, end)| format!("{}: {}", number(id), result(end)));
+            let results: Vec<_> = results.collect();
+            Ok(format!("{completed:?} of [{}]", results.join(", ")))
+        }
+        .boxed_local()
+    }
 }
 
-fn on_the_kernel(program: &Program) -> Vec<String> {
+/// What happens, and of each task whether it has not ended, and how often it was polled.
+pub(crate) fn on_the_kernel(program: &Program) -> Vec<String> {
     let clock = VirtualClock::new();
     let builder = Builder::new().clock(clock.clone());
     let mut kernel = builder.io_interval(program.interval).build().unwrap();
@@ -170,6 +282,9 @@ fn on_the_kernel(program: &Program) -> Vec<String> {
         story: RefCell::default(),
         tasks: RefCell::default(),
         locks: Default::default(),
+        rlocks: Default::default(),
+        semaphores: std::array::from_fn(|_| Semaphore::new(2)),
+        conditions: Default::default(),
         queues: std::array::from_fn(|_| Queue::new(Some(program.room))),
         events: Default::default(),
     }));
@@ -180,7 +295,7 @@ fn on_the_kernel(program: &Program) -> Vec<String> {
             kernel::sleep(us(END)).await.unwrap();
         })
         .unwrap();
-    let tasks = world.tasks.borrow().clone();
+    let tasks: Vec<_> = (0..world.spawned()).map(|task| world.task(task)).collect();
     let polls = tasks
         .iter()
         .map(|task| (!task.is_terminated(), task.cycles()));
@@ -198,25 +313,50 @@ fn on_the_model(program: &Program) -> Vec<String> {
     world.run(END, program.interval)
 }
 
-fn assert_same(program: &Program) {
-    let (real, model) = (on_the_kernel(program), on_the_model(program));
-    if real == model {
+pub(crate) fn assert_same(program: &Program, real: &[String], other: &[String], name: &str) {
+    if real == other {
         return;
     }
-    let same = real.iter().zip(&model).take_while(|(a, b)| a == b).count();
+    let same = real.iter().zip(other).take_while(|(a, b)| a == b).count();
     panic!(
-        "{program:#?}\nkernel and model agree on\n  {}\nthen the kernel says\n  {}\nand the model\n  {}\n",
+        "{program:#?}\nkernel and {name} agree on\n  {}\nthen the kernel says\n  {}\nand {name}\n  {}\n",
         real[..same].join("\n  "),
         real[same..].join("\n  "),
-        model[same..].join("\n  "),
+        other[same..].join("\n  "),
     );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
-
-    #[test]
-    fn the_kernel_does_what_the_model_says(program in programs()) {
-        assert_same(&program);
+/// Runs `test` with that many random programs, or `PROPTEST_CASES`. Of one that panics the smallest is printed, and the seed.
+pub(crate) fn for_programs(
+    cases: u32,
+    programs: impl Strategy<Value = Program>,
+    test: impl Fn(&Program),
+) {
+    let told = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = told("PROPTEST_RNG_SEED").unwrap_or_else(|| RandomState::new().hash_one(cases));
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: told("PROPTEST_CASES").map_or(cases, |cases| cases as u32),
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let test = |program| {
+        test(&program);
+        Ok(())
+    };
+    if let Err(error) = runner.run(&programs, test) {
+        panic!("PROPTEST_RNG_SEED={seed}\n{error}");
     }
+}
+
+#[test]
+fn the_kernel_does_what_the_model_says() {
+    for_programs(500, programs(Objects::Modelled), |program| {
+        assert_same(
+            program,
+            &on_the_kernel(program),
+            &on_the_model(program),
+            "the model",
+        );
+    });
 }

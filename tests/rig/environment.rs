@@ -10,7 +10,7 @@ pub(crate) fn olive() -> PathBuf {
     told("SWEEPEA_TEST_OLIVE").into()
 }
 
-/// The Python interpreter that has pika, kombu and celery.
+/// The Python interpreter that has pika, kombu, celery and Curio.
 #[track_caller]
 pub(crate) fn python() -> PathBuf {
     told("SWEEPEA_TEST_PYTHON").into()

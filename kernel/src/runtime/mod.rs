@@ -50,7 +50,7 @@ pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
 pub use reactor::Direction;
 pub(crate) use reactor::SourceId;
-pub use remote::{Completer, Remote};
+pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
 pub(crate) use state::{State, nanos};
@@ -624,7 +624,7 @@ impl Core {
                     // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                         log::error!("panic in a remote call: {}", panic_text(&*panic));
-                        std::mem::forget(panic);
+                        task::drop_quietly(panic);
                     }
                 }
             }

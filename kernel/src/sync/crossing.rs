@@ -9,12 +9,13 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::error::Interrupt;
+use crate::primitives::Mutex;
 use crate::traps::{Completer, FutureWait, future_wait, poll_proceed};
 
 /// A state that threads share.
@@ -22,7 +23,7 @@ use crate::traps::{Completer, FutureWait, future_wait, poll_proceed};
 pub(super) struct Crossing<S>(Mutex<S>);
 
 impl<S> Crossing<S> {
-    pub(super) const fn new(state: S) -> Self {
+    pub(super) fn new(state: S) -> Self {
         Self(Mutex::new(state))
     }
 

@@ -252,3 +252,56 @@ impl<T: Clone> Errand for WaitForValue<T> {
 
     fn hand_on(_: &mut Slot<T>, _: &mut Vec<Waiter>) {}
 }
+
+/// Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p sweepea-kernel --lib --release loom`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::primitives::models::{block_on, model, poll_once};
+
+    #[test]
+    fn loom_all_who_wait_for_an_event_are_woken() {
+        model(3, || {
+            let event = UniversalEvent::new();
+            let waiter = event.clone();
+            let waiter = thread::spawn(move || block_on(waiter.wait_anywhere()));
+            let setter = event.clone();
+            let setter = thread::spawn(move || setter.set());
+            block_on(event.wait_anywhere());
+            waiter.join().unwrap();
+            setter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_one_who_gives_up_takes_no_wake_with_it() {
+        model(3, || {
+            let event = UniversalEvent::new();
+            let fickle = event.clone();
+            let fickle = thread::spawn(move || poll_once(fickle.wait_anywhere()).is_some());
+            let waiter = event.clone();
+            let waiter = thread::spawn(move || block_on(waiter.wait_anywhere()));
+            event.set();
+            fickle.join().unwrap();
+            waiter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_of_two_values_one_stands_and_everybody_gets_it() {
+        model(3, || {
+            let result = UniversalResult::new();
+            let givers = [1, 2].map(|value| {
+                let result = result.clone();
+                thread::spawn(move || result.set(value).is_ok())
+            });
+            let value = block_on(result.wait_anywhere());
+            let [first, second] = givers.map(|giver| giver.join().unwrap());
+            assert_ne!(first, second, "one was first");
+            assert_eq!(value, if first { 1 } else { 2 });
+            assert_eq!(result.value(), Some(value));
+        });
+    }
+}

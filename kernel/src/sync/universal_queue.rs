@@ -501,3 +501,73 @@ impl Signal {
         }
     }
 }
+
+/// Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p sweepea-kernel --lib --release loom`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::primitives::models::{block_on, model, poll_once};
+
+    #[test]
+    fn loom_a_full_queue_and_an_empty_one_make_both_sides_wait_and_lose_nothing() {
+        model(3, || {
+            let queue = UniversalQueue::new(Some(1));
+            let producer = queue.clone();
+            let producer = thread::spawn(move || {
+                for item in 0..3 {
+                    block_on(producer.put_anywhere(item)).unwrap();
+                }
+                producer.close();
+            });
+            for item in 0..3 {
+                assert_eq!(block_on(queue.get_anywhere()), Some(item));
+            }
+            assert_eq!(block_on(queue.get_anywhere()), None);
+            producer.join().unwrap();
+        });
+    }
+
+    /// Whoever goes away with a grant hands it on; two items for two getters, of whom one may give up.
+    #[test]
+    fn loom_a_getter_that_gives_up_takes_no_item_with_it() {
+        model(3, || {
+            let queue = UniversalQueue::new(Some(1));
+            let fickle = queue.clone();
+            let fickle = thread::spawn(move || poll_once(fickle.get_anywhere()).flatten());
+            let getter = queue.clone();
+            let getter = thread::spawn(move || block_on(getter.get_anywhere()));
+            block_on(queue.put_anywhere(1)).unwrap();
+            let taken = fickle.join().unwrap();
+            if taken.is_some() {
+                block_on(queue.put_anywhere(2)).unwrap();
+            }
+            assert_eq!(
+                getter.join().unwrap(),
+                Some(if taken.is_some() { 2 } else { 1 })
+            );
+            assert!(queue.is_empty());
+        });
+    }
+
+    #[test]
+    fn loom_a_putter_that_gives_up_leaves_its_room_to_others() {
+        model(3, || {
+            let queue = UniversalQueue::new(Some(1));
+            block_on(queue.put_anywhere(0)).unwrap();
+            let fickle = queue.clone();
+            let fickle = thread::spawn(move || poll_once(fickle.put_anywhere(1)).is_some());
+            let putter = queue.clone();
+            let putter = thread::spawn(move || block_on(putter.put_anywhere(2)).is_ok());
+            assert_eq!(block_on(queue.get_anywhere()), Some(0));
+            let mut rest = vec![block_on(queue.get_anywhere()).unwrap()];
+            if fickle.join().unwrap() {
+                rest.push(block_on(queue.get_anywhere()).unwrap());
+            }
+            assert!(putter.join().unwrap());
+            rest.sort_unstable();
+            assert!(rest == [2] || rest == [1, 2], "{rest:?}");
+        });
+    }
+}

@@ -2,8 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use kernel::traps::get_kernel;
 use kernel::{JoinError, Kernel, RunError, Task, current_task, sleep, spawn, yield_now};
 use log::Level;
 
@@ -338,4 +340,16 @@ fn a_kernel_whose_main_panics_while_it_is_dropped_closes() {
     }));
     assert!(left.is_err());
     story.assert(&["future"]);
+}
+
+/// The payload was forgotten, and with it whatever the call had put into it.
+#[test]
+fn r3_the_payload_of_a_panic_in_a_remote_call_is_dropped() {
+    run(async {
+        let payload = Arc::new(());
+        let thrown = payload.clone();
+        assert!(get_kernel().await.call(move || panic_any(thrown)));
+        sleep(s(1)).await.unwrap();
+        assert_eq!(Arc::strong_count(&payload), 1);
+    });
 }

@@ -33,6 +33,14 @@ pub(crate) enum Op {
     /// Whatever happens to the first, the second runs: clean-up.
     Finally(Vec<Self>, Vec<Self>),
     Locked(u8, Vec<Self>),
+    /// Inside a lock that its holder may take again.
+    Relocked(u8, Vec<Self>),
+    /// Inside a semaphore of two permits.
+    Permitted(u8, Vec<Self>),
+    /// Waits for a condition.
+    Notified(u8),
+    /// Wakes as many as this who wait for a condition.
+    Notify(u8, u8),
     Put(u8),
     Get(u8),
     Await(u8),
@@ -44,6 +52,27 @@ pub(crate) enum Op {
     Both(Vec<Self>, Vec<Self>),
     /// A combinator that wraps wakers.
     All(Vec<Vec<Self>>),
+    Group(Group),
+}
+
+/// A task group.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) policy: Policy,
+    pub(crate) members: Vec<Vec<Op>>,
+    /// What the block does when it has started its members.
+    pub(crate) body: Vec<Op>,
+    /// Whether it then looks at each member as it ends.
+    pub(crate) iterate: bool,
+}
+
+/// For whom a group waits; the members with odd numbers have a value that `First` accepts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Policy {
+    All,
+    Any,
+    First,
+    None,
 }
 
 #[derive(Clone, Debug)]
@@ -58,11 +87,11 @@ pub(crate) struct Program {
 /// How many locks, queues and events there are.
 pub(crate) const OBJECTS: usize = 2;
 
-fn leaf() -> impl Strategy<Value = Op> {
+fn leaf(objects: Objects) -> BoxedStrategy<Op> {
     let time = || 0..8_u32;
     let task = || 0..4_u8;
     let object = || 0..OBJECTS as u8;
-    prop_oneof![
+    let modelled = prop_oneof![
         6 => time().prop_map(Op::Sleep),
         2 => Just(Op::Yield),
         1 => time().prop_map(Op::Stall),
@@ -78,19 +107,37 @@ fn leaf() -> impl Strategy<Value = Op> {
         2 => object().prop_map(Op::Set),
         1 => object().prop_map(Op::Clear),
         1 => Just(Op::Never),
+    ];
+    if objects == Objects::Modelled {
+        return modelled.boxed();
+    }
+    let notify = |(condition, count)| Op::Notify(condition, count);
+    prop_oneof![
+        28 => modelled,
+        2 => object().prop_map(Op::Notified),
+        2 => (object(), 1..3_u8).prop_map(notify),
     ]
+    .boxed()
 }
 
 fn block(op: impl Strategy<Value = Op> + Clone) -> impl Strategy<Value = Vec<Op>> + Clone {
     prop::collection::vec(op, 0..5)
 }
 
-pub(crate) fn programs() -> impl Strategy<Value = Program> {
-    let op = leaf().prop_recursive(5, 60, 5, |op| {
+/// Of which objects programs make use.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Objects {
+    /// Those that the model has too.
+    Modelled,
+    All,
+}
+
+pub(crate) fn programs(objects: Objects) -> impl Strategy<Value = Program> {
+    let op = leaf(objects).prop_recursive(5, 60, 5, move |op| {
         let limit = || prop::option::weighted(0.9, 0..8_u32);
         let body = block(op.clone());
         let one = op.clone();
-        prop_oneof![
+        let modelled = prop_oneof![
             4 => one,
             6 => body.clone().prop_map(Op::Spawn),
             4 => (limit(), body.clone()).prop_map(|(limit, body)| Op::Timeout(limit, body)),
@@ -101,8 +148,19 @@ pub(crate) fn programs() -> impl Strategy<Value = Program> {
             2 => (0..OBJECTS as u8, body.clone()).prop_map(|(lock, body)| Op::Locked(lock, body)),
             1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Select(a, b)),
             1 => (body.clone(), body.clone()).prop_map(|(a, b)| Op::Both(a, b)),
-            1 => prop::collection::vec(body, 0..4).prop_map(Op::All),
+            1 => prop::collection::vec(body.clone(), 0..4).prop_map(Op::All),
+        ];
+        if objects == Objects::Modelled {
+            return modelled.boxed();
+        }
+        let object = || 0..OBJECTS as u8;
+        prop_oneof![
+            26 => modelled,
+            1 => (object(), body.clone()).prop_map(|(lock, body)| Op::Relocked(lock, body)),
+            1 => (object(), body.clone()).prop_map(|(number, body)| Op::Permitted(number, body)),
+            3 => groups(body).prop_map(Op::Group),
         ]
+        .boxed()
     });
     let main = prop::collection::vec(op, 1..8);
     let interval = prop_oneof![Just(1), Just(3), Just(13)];
@@ -110,6 +168,22 @@ pub(crate) fn programs() -> impl Strategy<Value = Program> {
         main,
         interval,
         room,
+    })
+}
+
+fn groups(body: impl Strategy<Value = Vec<Op>> + Clone) -> impl Strategy<Value = Group> {
+    let policy = prop_oneof![
+        Just(Policy::All),
+        Just(Policy::Any),
+        Just(Policy::First),
+        Just(Policy::None),
+    ];
+    let members = prop::collection::vec(body.clone(), 0..4);
+    (policy, members, body, any::<bool>()).prop_map(|(policy, members, body, iterate)| Group {
+        policy,
+        members,
+        body,
+        iterate,
     })
 }
 
@@ -142,9 +216,34 @@ pub(crate) trait World: 'static {
     fn timeout(&'static self, limit: Option<u32>, body: Run) -> Run;
     fn ignore(&'static self, limit: Option<u32>, body: Run) -> Run<Option<()>>;
     fn shield(&'static self, body: Run) -> Run;
+
+    // What the model does not have; see `Objects`.
+
+    /// Gives a guard.
+    fn acquire_again(&'static self, _lock: usize) -> Run<Box<dyn Any>> {
+        not_modelled()
+    }
+    /// Gives a guard.
+    fn permit(&'static self, _semaphore: usize) -> Run<Box<dyn Any>> {
+        not_modelled()
+    }
+    fn notified(&'static self, _condition: usize) -> Run {
+        not_modelled()
+    }
+    fn notify(&'static self, _condition: usize, _count: usize) -> Run {
+        not_modelled()
+    }
+    /// Runs task `me`'s block in it, and says what became of it.
+    fn group(&'static self, _me: usize, _group: Group) -> Run<String> {
+        not_modelled()
+    }
 }
 
-fn tell<W: World>(world: &W, me: usize, what: std::fmt::Arguments<'_>) {
+fn not_modelled() -> ! {
+    unreachable!("the model gets programs without it")
+}
+
+pub(crate) fn tell<W: World>(world: &W, me: usize, what: std::fmt::Arguments<'_>) {
     let line = format!("{} us, task {me}: {what}", world.now());
     world.story().borrow_mut().push(line);
 }
@@ -163,17 +262,22 @@ impl<W: World> Drop for End<W> {
 
 /// Starts a program as a task.
 pub(crate) fn start<W: World>(world: &'static W, ops: Vec<Op>) {
-    let me = world.spawned();
+    let body = body_of(world, world.spawned(), ops);
+    world.spawn(body);
+}
+
+/// All that task `me` does.
+pub(crate) fn body_of<W: World>(world: &'static W, me: usize, ops: Vec<Op>) -> Run {
     let body = async move {
         let mut end = End(world, me, None);
         let outcome = block_of(world, me, ops).await;
         end.2 = Some(outcome.clone());
         outcome
     };
-    world.spawn(body.boxed_local());
+    body.boxed_local()
 }
 
-fn block_of<W: World>(world: &'static W, me: usize, ops: Vec<Op>) -> Run {
+pub(crate) fn block_of<W: World>(world: &'static W, me: usize, ops: Vec<Op>) -> Run {
     let body = async move {
         for op in ops {
             step(world, me, op).await?;
@@ -252,6 +356,26 @@ async fn step<W: World>(world: &'static W, me: usize, op: Op) -> Result<(), Inte
             told!(guard.as_ref().map(drop), "acquire {lock}").map_err(Clone::clone)?;
             run(body).await
         }
+        Op::Relocked(lock, body) => {
+            let guard = world.acquire_again(lock.into()).await;
+            told!(guard.as_ref().map(drop), "acquire again {lock}").map_err(Clone::clone)?;
+            run(body).await
+        }
+        Op::Permitted(semaphore, body) => {
+            let permit = world.permit(semaphore.into()).await;
+            told!(permit.as_ref().map(drop), "permit {semaphore}").map_err(Clone::clone)?;
+            run(body).await
+        }
+        Op::Notified(condition) => {
+            told!(
+                world.notified(condition.into()).await,
+                "condition {condition}"
+            )
+        }
+        Op::Notify(condition, count) => {
+            let notify = world.notify(condition.into(), count.into());
+            told!(notify.await, "notify {condition}")
+        }
         Op::Put(queue) => {
             let item = world.story().borrow().len();
             told!(
@@ -280,6 +404,16 @@ async fn step<W: World>(world: &'static W, me: usize, op: Op) -> Result<(), Inte
         Op::Both(a, b) => {
             let (a, b) = told!(join(run(a), run(b)).await, "both");
             a.and(b)
+        }
+        Op::Group(group) => {
+            let policy = group.policy;
+            let outcome = world.group(me, group).await;
+            let line = outcome.as_ref().map_or_else(
+                |error| format!("Err({error:?})"),
+                |text| format!("Ok({text})"),
+            );
+            tell(world, me, format_args!("group {policy:?} -> {line}"));
+            outcome.map(drop)
         }
         Op::All(bodies) => {
             let all: FuturesUnordered<_> = bodies
