@@ -1204,6 +1204,24 @@ fn writing_to_a_child_that_reads_no_more_is_an_error() {
 }
 
 #[test]
+fn a_communicate_that_is_dropped_takes_the_child_with_it() {
+    run(async {
+        let child = Command::new("sleep").arg("1000").spawn()?;
+        let pid = child.id().to_string();
+        let talk = spawn(async move { child.communicate(b"").await });
+        settle().await;
+        assert!(exists(&pid));
+        talk.abort();
+        while exists(&pid) {
+            sleep(Duration::from_millis(1)).await?;
+            // Starting another reaps what has ended.
+            Command::new("true").spawn()?.wait().await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_dropped_child_goes_on_or_is_killed_as_asked() {
     run(async {
         let mut command = Command::new("sleep");
