@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use crate::error::Interrupt;
-use crate::runtime::WaitKind;
+use crate::runtime::{State, WaitKind};
 use crate::traps::{ForeignWait, Timeout, call};
 
 /// Runs `body` with cancellation and timeouts held back; they are delivered at the first blocking trap after it (Curio's
@@ -36,7 +36,7 @@ impl<F: Future> Future for Shielded<F> {
         let this = self.project();
         let block = this
             .block
-            .get_or_insert_with(|| Timeout::open(|_| None, true));
+            .get_or_insert_with(|| Timeout::open(State::open_shield));
         let outcome = block.poll(this.body, cx);
         if outcome.is_ready() {
             *this.block = None;

@@ -38,6 +38,30 @@ impl Interrupt {
         Self::Cancelled(Reason(None))
     }
 
+    /// The interrupt in a chain of errors, if there is one. Foreign code wraps what our sockets answer into errors of its own: this tells an interrupted task
+    /// from a failed one.
+    ///
+    /// ```
+    /// use kernel::Interrupt;
+    ///
+    /// let wrapped = std::io::Error::other(std::io::Error::from(Interrupt::TaskTimeout));
+    /// assert_eq!(Interrupt::find_in(&wrapped), Some(&Interrupt::TaskTimeout));
+    /// assert_eq!(Interrupt::find_in(&std::fmt::Error), None);
+    /// ```
+    #[must_use]
+    pub fn find_in<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(interrupt) = error.downcast_ref() {
+                return Some(interrupt);
+            }
+            // The source of an `io::Error` is that of what it carries, which would be passed over.
+            let carried = error.downcast_ref().and_then(io::Error::get_ref);
+            next = carried.map_or_else(|| error.source(), |carried| Some(carried as _));
+        }
+        None
+    }
+
     pub(crate) const fn is_timeout(&self) -> bool {
         matches!(self, Self::TaskTimeout | Self::TimeoutCancellation)
     }
@@ -143,8 +167,7 @@ impl MaybeInterrupt for io::Error {
 
 impl MaybeInterrupt for Box<dyn std::error::Error> {
     fn interrupt(&self) -> Option<&Interrupt> {
-        self.downcast_ref::<Interrupt>()
-            .or_else(|| self.downcast_ref::<io::Error>()?.interrupt())
+        Interrupt::find_in(&**self)
     }
 }
 

@@ -76,6 +76,7 @@ pub mod thread;
 pub mod traps;
 
 mod activation;
+mod bridge;
 mod cancel;
 mod error;
 mod group;
@@ -86,6 +87,7 @@ mod watchdog;
 mod workers;
 
 pub use activation::{Activation, KernelView, OnPanic, PanicCallback, StepEnd, TaskView};
+pub use bridge::RemoteTask;
 pub use cancel::{
     Interruptible, Shielded, check_cancellation, interruptible, pending_cancellation,
     set_cancellation, shield, take_cancellation,
@@ -107,8 +109,8 @@ pub use time::{
 };
 pub use watchdog::Stuck;
 pub use workers::{
-    ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
-    run_in_thread,
+    PoolJob, ProcessCallError, ProcessFn, ProcessPool, ThreadPool, process_worker, run_in_process,
+    run_in_thread, run_on,
 };
 
 /// Makes a kernel, runs `main` in it until it ends, and drops the tasks that are left, newest first.

@@ -162,7 +162,7 @@ impl<T> Task<T> {
     pub fn join(&self) -> Join<'_, T> {
         Join {
             handle: &self.handle,
-            wait: JoinPlace::new(Location::caller()),
+            wait: JoinPlace::new(self.handle.body(), Location::caller()),
         }
     }
 
@@ -211,16 +211,15 @@ impl<T> fmt::Debug for Task<T> {
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Join<'a, T> {
     handle: &'a Handle<T>,
-    wait: JoinPlace,
+    wait: JoinPlace<&'a BodyRef>,
 }
 
 impl<T> Future for Join<'_, T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let handle = self.handle;
-        ready!(self.wait.poll(handle.body(), cx))?;
-        Poll::Ready(handle.take().expect("the task has ended"))
+        ready!(self.wait.poll(cx))?;
+        Poll::Ready(self.handle.take().expect("the task has ended"))
     }
 }
 
@@ -265,9 +264,7 @@ impl TaskRef {
 
     /// Names it, for the task dump.
     pub fn set_name(&self, name: &str) {
-        call::inspect(&self.body, |state, _| {
-            state.set_name(self.body.id, name.into())
-        });
+        call::inspect(&self.body, |state, slot| state.set_name(slot, name.into()));
     }
 
     /// How often it was polled.

@@ -14,8 +14,8 @@ use pin_project_lite::pin_project;
 
 use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
-use crate::runtime::State;
-use crate::traps::{self, Expiry, Sleep, Timeout, Until, call};
+use crate::runtime::nanos;
+use crate::traps::{self, Expiry, Sleep, SleepUntil, Timeout, call};
 
 /// The kernel's time. It never goes back.
 ///
@@ -27,7 +27,7 @@ pub fn now() -> Instant {
     call::clock()
 }
 
-/// Waits for `duration`, counted from its first poll, and says what time it is then. Never wakes early; zero lets every other ready task run.
+/// Waits for `duration`, counted from its first poll, and says what time it was when that was over. Never wakes early; zero lets every other ready task run.
 ///
 /// Cancellation point: yes. If dropped, its timer is gone.
 ///
@@ -43,8 +43,8 @@ pub fn sleep(duration: Duration) -> Sleep {
 /// # Errors
 /// An [`Interrupt`].
 #[track_caller]
-pub fn sleep_until(at: Instant) -> Sleep {
-    Sleep::new(Until::At(at))
+pub const fn sleep_until(at: Instant) -> SleepUntil {
+    traps::sleep_until(at)
 }
 
 /// Runs `body` for at most `duration`. `None` sets no deadline, outer ones stay in force.
@@ -178,18 +178,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let block = this.block.get_or_insert_with(|| {
-            let deadline = |state: &State| match *this.limit {
-                Limit::None => None,
-                Limit::After(duration) => Some(state.after(duration)),
-                Limit::At(at) => Some(state.ticks(at)),
-            };
-            Timeout::open(deadline, false)
-        });
-        let outcome = ready!(block.poll(this.body, cx));
+        let inside = match this.block {
+            Some(block) => block.enter(),
+            None => {
+                let (block, inside) = Timeout::open_and_enter(|state| {
+                    let deadline = match *this.limit {
+                        Limit::None => None,
+                        Limit::After(duration) => Some(state.after(nanos(duration))),
+                        Limit::At(at) => Some(state.ticks(at)),
+                    };
+                    state.open_block(deadline)
+                });
+                *this.block = Some(block);
+                inside
+            }
+        };
+        let outcome = ready!(this.body.poll(cx));
         let timed_out =
             matches!(&outcome, Err(error) if error.interrupt().is_some_and(Interrupt::is_timeout));
-        let expiry = this.block.take().expect("opened above").unset(timed_out);
+        let block = this.block.take().expect("opened above");
+        let expiry = inside.unset(block, timed_out);
         Poll::Ready(match (expiry, outcome) {
             (Expiry::Enclosing, Err(error)) => {
                 Err(error.replace_interrupt(Interrupt::TimeoutCancellation))

@@ -7,31 +7,37 @@
 //! A trap is either *immediate*, it never suspends and is no cancellation point, or *blocking*: then it suspends the task, and
 //! a cancellation or timeout that is pending, or comes while it waits, is its `Err`.
 //!
-//! | Curio | here | kind | answer | everyday name |
-//! |---|---|---|---|---|
-//! | `_read_wait`, `_write_wait` | [`read_wait`], [`write_wait`] | blocking | `io::Result<()>` | the types of [`net`](crate::net) |
-//! | `_io_release` | [`io_release`] | immediate | – | dropping a socket |
-//! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | |
-//! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | [`run_in_thread`](crate::run_in_thread) |
-//! | `_sleep` | [`sleep`] | blocking | the time after it | [`sleep`](crate::sleep()) |
-//! | `_spawn` | [`spawn`] | immediate | [`Task`] | [`spawn`](crate::spawn) |
-//! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | [`Task::cancel`] |
-//! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | the types of [`sync`](crate::sync) |
-//! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | |
-//! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | |
-//! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | [`current_task`](crate::current_task) |
-//! | `_set_timeout`, `_unset_timeout` | [`set_timeout`], [`Timeout::unset`] | immediate | [`Timeout`] | [`timeout_after`](crate::timeout_after) |
-//! | `_clock` | [`clock`] | immediate | `Instant` | [`now`](crate::now) |
-//! | – | [`join_wait`] | blocking | the task has ended | [`Task::join`] |
-//! | – | [`idle_wait`] | blocking | no other task can run | [`wait_until_idle`](crate::wait_until_idle) |
+//! | Curio's trap | here | kind | answer | what it costs | everyday name |
+//! |---|---|---|---|---|---|
+//! | `_read_wait`, `_write_wait` | [`read_wait`], [`write_wait`] | blocking | `io::Result<()>` | a node; the descriptor is registered with the poller for each wait ([`Source`] does it once) | the types of [`net`](crate::net) |
+//! | `_io_release` | [`io_release`] | immediate | – | a look-up; the poller is told if the descriptor is registered | dropping a socket |
+//! | `_io_waiting` | [`io_waiting`] | immediate | who waits to read, to write | a look-up | |
+//! | `_future_wait` | [`future_wait`] | blocking | woken by a [`Completer`] from any thread | a node; the answer wakes the kernel's thread only if that sleeps | [`run_in_thread`](crate::run_in_thread) |
+//! | `_sleep` | [`sleep`], [`sleep_until`] | blocking | the time after it | a node in the timer wheel; for no time at all only a place in the ready queue | [`sleep`](crate::sleep()) |
+//! | `_spawn` | [`spawn`] | immediate | [`Task`] | a slot, and one piece of memory for the future and then its value, most often one that an earlier task had | [`spawn`](crate::spawn) |
+//! | `_cancel_task` | [`cancel_task`] | immediate | whether it was the first | a walk along what the task waits for | [`Task::cancel`] |
+//! | `_scheduler_wait` | [`sched_wait`] | blocking | woken by `sched_wake` | a node in the lot's queue | the types of [`sync`](crate::sync) |
+//! | `_scheduler_wake` | [`sched_wake`] | immediate | how many were woken | as many steps as it wakes | |
+//! | `_get_kernel` | [`get_kernel`] | immediate | [`Remote`] | two atomic counts | |
+//! | `_get_current` | [`get_current`] | immediate | [`TaskRef`] | a count | [`current_task`](crate::current_task) |
+//! | `_set_timeout` | [`set_timeout`] | immediate | [`Timeout`] | a node in the timer wheel | [`timeout_after`](crate::timeout_after) |
+//! | `_unset_timeout` | [`Timeout::unset`] | immediate | [`Expiry`] | gives it back | the end of [`timeout_after`](crate::timeout_after) |
+//! | `_clock` | [`clock`] | immediate | `Instant` | a look at the clock | [`now`](crate::now) |
+//! | – | [`join_wait`] | blocking | the task has ended | a node, if the task has not ended | [`Task::join`] |
+//! | – | [`idle_wait`] | blocking | no other task can run | a node | [`wait_until_idle`](crate::wait_until_idle) |
+//!
+//! *Blocking* says that it is a cancellation point, as [`join_wait`] is if it has to wait; *immediate* that it is none. No trap but the first three makes a system call.
 //!
 //! A blocking trap is a *leaf future*: it registers one node in the kernel's table when it is first polled and takes it out when
-//! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones are futures too, ready at
-//! their first poll, so that a program can be written against the door alone.
+//! it is dropped, so losing a race in `select!` abandons the wait. The immediate ones that ask something are futures too, ready at
+//! their first poll; those that only tell something are plain calls, which [`immediate`] makes futures of. So a program can be written
+//! against the door alone, and with futures alone.
 //!
 //! # Panics
-//! Traps are requests of a task: outside one, polling them panics.
+//! Traps are requests to the running kernel of this thread: without one, polling or calling them panics. The blocking ones, [`get_current`] and
+//! [`set_timeout`] are requests of a task, and panic outside one.
 
+use std::borrow::Borrow;
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -46,12 +52,13 @@ use crate::error::Interrupt;
 #[cfg(doc)]
 use crate::error::ResourceBusy;
 use crate::local::Locals;
-use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict};
+use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
-pub use crate::runtime::{Completer, Direction, Remote, WaitKind};
+pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
 
 /// Calls `f` with the kernel of the running task.
+#[inline(always)]
 #[track_caller]
 fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
     runtime::with_current(|core| match core {
@@ -85,48 +92,40 @@ impl Wait {
 
     /// Blocks: `open` makes the node and puts it into its queue, unless an interrupt is pending. The answer is whether the wait was
     /// fired; if not, what it waited for is gone.
-    #[inline]
+    ///
+    /// Nearly every wait is a first poll that arms it and a second that finds it fired. The first is a call, so that the second, which is
+    /// short, need not save the registers of both.
+    #[inline(always)]
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        mut open: impl FnMut(&mut State) -> u32,
+        open: impl FnOnce(&mut State) -> u32,
+    ) -> Poll<Result<bool, Interrupt>> {
+        if self.node == NIL {
+            return self.arm(cx, open);
+        }
+        running(|core| {
+            if self.kernel == core.serial && core.collect(self.node) {
+                self.node = NIL;
+                return Poll::Ready(Ok(true));
+            }
+            self.proceed(core, cx)
+        })
+    }
+
+    #[inline(never)]
+    fn arm(
+        &mut self,
+        cx: &Context<'_>,
+        open: impl FnOnce(&mut State) -> u32,
     ) -> Poll<Result<bool, Interrupt>> {
         running(|core| {
-            if self.node != NIL {
-                return match self.has_fired(core) {
-                    true => Poll::Ready(Ok(true)),
-                    false => self.proceed(core, cx),
-                };
-            }
-            let mut arm = |state: &mut State| {
-                (self.node, self.kernel) = (open(state), core.serial);
-            };
-            let armed = core.with(|state| {
-                let may_block = state.may_block();
-                if may_block {
-                    arm(state);
-                }
-                may_block
-            });
-            if !armed {
-                if let Some(interrupt) = core.refusal() {
-                    return Poll::Ready(Err(interrupt));
-                }
-                core.with(arm); // what is pending is held back by a shield
-            }
+            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
             if !core.is_own(cx.waker()) {
                 self.keep_waker(core, cx.waker());
             }
             Poll::Pending
         })
-    }
-
-    /// The usual end of a wait. False: it has not come to that.
-    fn has_fired(&mut self, core: &Core) -> bool {
-        self.kernel == core.serial && core.with(|state| state.collect(self.node)) && {
-            self.node = NIL;
-            true
-        }
     }
 
     /// Goes on with a wait that was not fired.
@@ -152,7 +151,6 @@ impl Wait {
     }
 
     /// Polled without need, or by another task or with another waker than before.
-    #[cold]
     fn refresh(&self, core: &Core, cx: &Context<'_>) {
         core.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");
@@ -168,6 +166,7 @@ impl Wait {
     /// The leaf is polled with a waker of its own, which is what must be woken then.
     #[cold]
     fn keep_waker(&self, core: &Core, waker: &Waker) {
+        core.with(|state| state.keep_at_end(self.node));
         let waker = waker.clone(); // user code, so no table is borrowed
         core.with(|state| state.set_waker(self.node, Some(waker)));
     }
@@ -188,6 +187,11 @@ impl Wait {
 
     const fn is_armed(&self) -> bool {
         self.node != NIL
+    }
+
+    /// Its node was freed by whoever fired it.
+    const fn forget(&mut self) {
+        self.node = NIL;
     }
 }
 
@@ -216,6 +220,20 @@ impl<T, F: FnOnce() -> T> Future for Immediate<F> {
             .expect("a future is not polled after it was ready");
         Poll::Ready(call())
     }
+}
+
+/// A trap that is a plain call, as a future that is ready at its first poll.
+///
+/// ```
+/// use kernel::traps::{Lot, immediate, sched_wake};
+///
+/// # kernel::run(async {
+/// let lot = Lot::new();
+/// assert_eq!(immediate(|| sched_wake(&lot, 1)).await, 0);
+/// # }).unwrap();
+/// ```
+pub const fn immediate<T, F: FnOnce() -> T>(call: F) -> Immediate<F> {
+    Immediate(Some(call))
 }
 
 /// The immediate traps as plain calls, for the friendly layer.
@@ -327,64 +345,92 @@ pub fn cancel_task(task: &TaskRef, interrupt: Interrupt) -> Immediate<impl FnOnc
 /// Cancellation point: yes. If dropped, its timer is gone.
 #[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
-    Sleep::new(Until::After(duration))
+    Sleep(Nap::New {
+        nanos: nanos(duration),
+        at: Location::caller(),
+    })
 }
 
-/// Waits for a time; made by [`sleep`] and [`sleep_until`](crate::sleep_until).
+/// Waits for a time; made by [`sleep`].
 #[derive(Debug)]
 #[must_use = "a trap does nothing until it is awaited"]
-pub struct Sleep {
-    until: Until,
-    wait: Wait,
-    at: &'static Location<'static>,
-}
+pub struct Sleep(Nap);
 
 #[derive(Debug)]
-pub(crate) enum Until {
-    After(Duration),
-    At(Instant),
-    /// No time at all: let the others run.
-    Yield(Yield),
+enum Nap {
+    New {
+        nanos: u64,
+        at: &'static Location<'static>,
+    },
+    /// Over once its wait is `Wait::IDLE` again.
+    Begun(Wait),
 }
 
-impl Sleep {
-    #[track_caller]
-    pub(crate) fn new(until: Until) -> Self {
-        let until = match until {
-            Until::After(Duration::ZERO) => Until::Yield(Yield(false)),
-            until => until,
-        };
-        Self {
-            until,
-            wait: Wait::IDLE,
-            at: Location::caller(),
-        }
-    }
-}
+// A million sleepers pay for every one of them.
+const _: () = assert!(size_of::<Sleep>() == 16);
 
 impl Future for Sleep {
     type Output = Result<Instant, Interrupt>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        match this.until {
-            Until::Yield(ref mut others) => {
-                ready!(Pin::new(others).poll(cx))?;
-                return Poll::Ready(Ok(call::clock()));
+        let nap = &mut self.get_mut().0;
+        match nap {
+            Nap::New { nanos: 0, .. } => {
+                // Its second poll is that of a nap that is over.
+                let begun = Pin::new(&mut Yield(false)).poll(cx);
+                if begun.is_pending() {
+                    *nap = Nap::Begun(Wait::IDLE);
+                }
+                begun.map_ok(|()| call::clock())
             }
-            Until::After(_) | Until::At(_) => {}
+            Nap::New { nanos, at } => {
+                let mut wait = Wait::IDLE;
+                let answer = wait.poll(cx, |state| state.open_sleep(state.after(*nanos), at));
+                if answer.is_pending() {
+                    *nap = Nap::Begun(wait);
+                }
+                woken(answer)
+            }
+            Nap::Begun(wait) if wait.is_armed() => {
+                woken(wait.poll(cx, |_| unreachable!("it is armed")))
+            }
+            Nap::Begun(_) => Poll::Ready(Ok(call::clock())),
         }
-        let fired = this.wait.poll(cx, |state| {
-            let deadline = match this.until {
-                Until::After(duration) => state.after(duration),
-                Until::At(at) => state.ticks(at),
-                Until::Yield(_) => unreachable!("handled above"),
-            };
-            let node = state.open_wait(WaitKind::Sleep, deadline, this.at);
-            state.arm_timer(node);
-            node
-        });
-        fired.map_ok(|_| call::clock())
+    }
+}
+
+/// What a sleep answers: the time at which it was fired, which costs no look at the clock.
+fn woken(answer: Poll<Result<bool, Interrupt>>) -> Poll<Result<Instant, Interrupt>> {
+    answer.map_ok(|_| running(|core| core.with(|state| state.fired_at)))
+}
+
+/// Waits until `at`; as [`sleep`] otherwise.
+///
+/// Cancellation point: yes. If dropped, its timer is gone.
+#[track_caller]
+pub const fn sleep_until(at: Instant) -> SleepUntil {
+    SleepUntil {
+        until: at,
+        wait: Wait::IDLE,
+        at: Location::caller(),
+    }
+}
+
+/// Waits until a point in time; made by [`sleep_until`].
+#[derive(Debug)]
+#[must_use = "a trap does nothing until it is awaited"]
+pub struct SleepUntil {
+    until: Instant,
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl Future for SleepUntil {
+    type Output = Result<Instant, Interrupt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { until, wait, at } = self.get_mut();
+        woken(wait.poll(cx, |state| state.open_sleep(state.ticks(*until), at)))
     }
 }
 
@@ -445,20 +491,26 @@ impl Lot {
         }
     }
 
-    /// How many tasks wait in it.
+    /// How many tasks wait in it. Counts them.
     #[must_use]
     pub fn len(&self) -> usize {
-        if self.id.get() == NIL {
-            return 0;
-        }
-        let len = |core: &Core| core.with(|state| state.lots.len(self.id.get()));
-        runtime::with_kernel(self.kernel.get(), len).unwrap_or(0)
+        self.look(|state, lot| state.nodes.parked(lot)).unwrap_or(0)
     }
 
     /// Whether no task waits in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.look(|state, lot| state.nodes.is_vacant(lot))
+            .unwrap_or(true)
+    }
+
+    /// `None` if no task has ever waited in it, or its kernel has ended.
+    fn look<R>(&self, f: impl FnOnce(&State, u32) -> R) -> Option<R> {
+        let lot = self.id.get();
+        if lot == NIL {
+            return None;
+        }
+        runtime::with_kernel(self.kernel.get(), |core| core.with(|state| f(state, lot)))
     }
 
     fn open(&self, state: &mut State) -> u32 {
@@ -474,7 +526,7 @@ impl Lot {
             self.id.get() == NIL || !runtime::exists(self.kernel.get()),
             "a synchronisation object of one kernel was used in another"
         );
-        self.id.set(state.lots.open());
+        self.id.set(state.open_lot());
         self.kernel.set(state.serial);
     }
 }
@@ -547,12 +599,13 @@ impl SchedWait<'_> {
 impl Future for SchedWait<'_> {
     type Output = Result<(), Interrupt>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
             let lot = this.lot.open(state);
-            let node = state.open_wait(this.kind, u64::from(lot), this.at);
-            state.park(node, lot);
+            let node = state.open_wait(this.kind, 0, this.at);
+            state.nodes.park(node, lot);
             node
         });
         fired.map_ok(|_| ())
@@ -583,23 +636,17 @@ pub(crate) fn wake_one(lot: &Lot) -> bool {
 /// Cancellation point: only if the task has not ended. If dropped, the wait is abandoned.
 #[track_caller]
 pub fn join_wait(task: &TaskRef) -> JoinWait {
-    JoinWait {
-        body: task.body().clone(),
-        wait: JoinPlace::new(Location::caller()),
-    }
+    JoinWait(JoinPlace::new(task.body().clone(), Location::caller()))
 }
 
 /// Waits for the end of a task; made by [`join_wait`].
 #[must_use = "a trap does nothing until it is awaited"]
-pub struct JoinWait {
-    body: BodyRef,
-    wait: JoinPlace,
-}
+pub struct JoinWait(JoinPlace<BodyRef>);
 
 impl JoinWait {
     /// As [`SchedWait::called_at`].
     pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
-        self.wait.at = at;
+        self.0.at = at;
         self
     }
 }
@@ -607,7 +654,7 @@ impl JoinWait {
 impl std::fmt::Debug for JoinWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinWait")
-            .field("task", &self.body.id)
+            .field("task", &self.0.body.id)
             .finish_non_exhaustive()
     }
 }
@@ -615,40 +662,51 @@ impl std::fmt::Debug for JoinWait {
 impl Future for JoinWait {
     type Output = Result<(), Interrupt>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { body, wait } = self.get_mut();
-        wait.poll(body, cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx)
     }
 }
 
 /// A place among those who wait for a task's end.
-#[derive(Debug)]
-pub(crate) struct JoinPlace {
+pub(crate) struct JoinPlace<B: Borrow<BodyRef>> {
+    body: B,
     wait: Wait,
     at: &'static Location<'static>,
 }
 
-impl JoinPlace {
-    pub(crate) const fn new(at: &'static Location<'static>) -> Self {
+impl<B: Borrow<BodyRef>> JoinPlace<B> {
+    pub(crate) const fn new(body: B, at: &'static Location<'static>) -> Self {
         Self {
+            body,
             wait: Wait::IDLE,
             at,
         }
     }
 
-    #[inline]
-    pub(crate) fn poll(&mut self, body: &BodyRef, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
+    #[inline(always)]
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
+        let body = self.body.borrow();
+        if body.has_freed_joiners() {
+            self.wait.forget();
+            return Poll::Ready(Ok(()));
+        }
         if !self.wait.is_armed() && !body.is_live() {
             return Poll::Ready(Ok(()));
         }
         let at = self.at;
-        let fired = self.wait.poll(cx, |state| {
-            let task = body.slot.get();
-            let node = state.open_wait(WaitKind::Join, u64::from(task), at);
-            state.arm_join(node, task);
-            node
-        });
+        let fired = self
+            .wait
+            .poll(cx, |state| state.open_join(body.slot.get(), at));
         fired.map_ok(|_| ())
+    }
+}
+
+impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.wait.is_armed() && self.body.borrow().has_freed_joiners() {
+            self.wait.forget();
+        }
     }
 }
 
@@ -680,7 +738,7 @@ impl Future for IdleWait {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
             let node = state.open_wait(WaitKind::Idle, 0, this.at);
-            state.park_idle(node);
+            state.nodes.park(node, state.idle);
             node
         });
         fired.map_ok(|_| ())
@@ -928,8 +986,49 @@ impl Source {
             source: self,
             direction,
             op,
-            wait: Wait::IDLE,
-            at: Location::caller(),
+            place: IoPlace::new(),
+        }
+    }
+
+    /// As [`ready_op`](Self::ready_op), for a method that polls, such as those of `AsyncRead`: what waits from one call to the next is `place`.
+    ///
+    /// Cancellation point: only if it has to wait. Whoever drops such a call half-way leaves the wait behind in `place`: until the next call, or until `place` is
+    /// dropped, the source wakes the task for nothing, and an interrupt that comes meanwhile is the answer of the next call as well.
+    ///
+    /// # Errors
+    /// As [`ready_op`](Self::ready_op).
+    #[inline]
+    pub fn poll_op<R>(
+        &self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &mut Context<'_>,
+        mut op: impl FnMut() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let IoPlace { wait, at } = place;
+        if !wait.is_armed() {
+            ready!(poll_proceed(cx));
+        }
+        loop {
+            if wait.is_armed() || running(|core| !self.may_be_ready(core, direction)) {
+                let Some((_, id)) = self.at.get() else {
+                    *wait = Wait::IDLE;
+                    return Poll::Ready(Err(closed()));
+                };
+                if !wait.is_armed() {
+                    running(|core| core.with(|state| state.check_free(id, direction)))?;
+                }
+                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
+                    return Poll::Ready(Err(closed()));
+                }
+            }
+            match op() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    running(|core| self.exhausted(core, direction))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 
@@ -987,20 +1086,45 @@ impl Drop for Source {
     }
 }
 
+/// Where [`Source::poll_op`] waits from one call to the next; one for each direction.
+#[derive(Debug)]
+pub struct IoPlace {
+    wait: Wait,
+    at: &'static Location<'static>,
+}
+
+impl IoPlace {
+    /// Nothing waits here yet. The task dump says that the task waits at the caller.
+    #[track_caller]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            wait: Wait::IDLE,
+            at: Location::caller(),
+        }
+    }
+}
+
+impl Default for IoPlace {
+    #[track_caller]
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A system call that waits until it can be made; made by [`Source::ready_op`].
 #[must_use = "a trap does nothing until it is awaited"]
 pub struct ReadyOp<'a, F> {
     source: &'a Source,
     direction: Direction,
     op: F,
-    wait: Wait,
-    at: &'static Location<'static>,
+    place: IoPlace,
 }
 
 impl<F> ReadyOp<'_, F> {
     /// Where the task dump says that the task waits: at the caller of a primitive that makes several calls, not inside it.
     pub const fn called_at(mut self, at: &'static Location<'static>) -> Self {
-        self.at = at;
+        self.place.at = at;
         self
     }
 }
@@ -1020,37 +1144,13 @@ impl<R, F: FnMut() -> io::Result<R>> Future for ReadyOp<'_, F> {
     type Output = io::Result<R>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
         let Self {
             source,
             direction,
             op,
-            wait,
-            at,
-        } = this;
-        if !wait.is_armed() {
-            ready!(poll_proceed(cx));
-        }
-        loop {
-            if wait.is_armed() || running(|core| !source.may_be_ready(core, *direction)) {
-                let Some((_, id)) = source.at.get() else {
-                    return Poll::Ready(Err(closed()));
-                };
-                if !wait.is_armed() {
-                    running(|core| core.with(|state| state.check_free(id, *direction)))?;
-                }
-                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, *direction, at)))? {
-                    return Poll::Ready(Err(closed()));
-                }
-            }
-            match op() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running(|core| source.exhausted(core, *direction))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return Poll::Ready(outcome),
-            }
-        }
+            place,
+        } = self.get_mut();
+        source.poll_op(*direction, place, cx, op)
     }
 }
 
@@ -1070,7 +1170,10 @@ pub fn poll_proceed(cx: &Context<'_>) -> Poll<()> {
 /// A block covers what is polled through [`Timeout::poll`], not what runs beside it.
 #[must_use]
 pub fn set_timeout(deadline: Option<Instant>) -> Timeout {
-    Timeout::open(|state| deadline.map(|at| state.ticks(at)), false)
+    Timeout::open(|state| {
+        let deadline = deadline.map(|at| state.ticks(at));
+        state.open_block(deadline)
+    })
 }
 
 /// A timeout block, or a shield; closed when it is dropped.
@@ -1095,20 +1198,39 @@ pub enum Expiry {
 }
 
 impl Timeout {
-    /// `deadline` answers in the kernel's own time.
-    #[inline]
-    pub(crate) fn open(deadline: impl FnOnce(&State) -> Option<u64>, is_shield: bool) -> Self {
-        let (scope, kernel) = running(|core| {
-            core.with(|state| {
-                let deadline = deadline(state);
-                (state.open_scope(deadline, is_shield), core.serial)
-            })
-        });
-        Self {
-            scope,
-            kernel,
+    /// `open` makes the scope.
+    pub(crate) fn open(open: impl FnOnce(&mut State) -> u32) -> Self {
+        running(|core| Self {
+            scope: core.with(open),
+            kernel: core.serial,
             _local: PhantomData,
-        }
+        })
+    }
+
+    /// As `open`, and goes inside.
+    #[inline]
+    pub(crate) fn open_and_enter(open: impl FnOnce(&mut State) -> u32) -> (Self, Inside) {
+        let mut outer = NIL;
+        let block = Self::open(|state| {
+            let scope = open(state);
+            outer = state.enter_scope(scope);
+            scope
+        });
+        (block, Inside { outer })
+    }
+
+    /// Goes inside the block, until the answer is dropped.
+    #[inline]
+    pub(crate) fn enter(&self) -> Inside {
+        running(|core| {
+            assert!(
+                self.kernel == core.serial,
+                "a timeout block of one kernel was polled in another"
+            );
+            Inside {
+                outer: core.with(|state| state.enter_scope(self.scope)),
+            }
+        })
     }
 
     /// Polls `future` inside the block.
@@ -1117,14 +1239,7 @@ impl Timeout {
         future: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
-        let outer = running(|core| {
-            assert!(
-                self.kernel == core.serial,
-                "a timeout block of one kernel was polled in another"
-            );
-            core.with(|state| state.enter_scope(self.scope))
-        });
-        let _restore = Restore(outer);
+        let _inside = self.enter();
         future.poll(cx)
     }
 
@@ -1135,12 +1250,7 @@ impl Timeout {
             core.with(|state| state.exit_timeout(self.scope, timed_out))
         });
         std::mem::forget(self);
-        match verdict {
-            None | Some(Verdict::Keep) => Expiry::Not,
-            Some(Verdict::Expired) => Expiry::Own,
-            Some(Verdict::Enclosing) => Expiry::Enclosing,
-            Some(Verdict::Uncaught) => Expiry::Uncaught,
-        }
+        verdict.map_or(Expiry::Not, Expiry::from)
     }
 }
 
@@ -1152,11 +1262,41 @@ impl Drop for Timeout {
     }
 }
 
-/// Makes the scope around a block current again, also when the body's poll panics.
-struct Restore(u32);
+impl From<Verdict> for Expiry {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Keep => Self::Not,
+            Verdict::Expired => Self::Own,
+            Verdict::Enclosing => Self::Enclosing,
+            Verdict::Uncaught => Self::Uncaught,
+        }
+    }
+}
 
-impl Drop for Restore {
+/// While it lives, a timeout block or a shield is the current one of the running task. Dropped, also by a panic, the one around is.
+#[must_use = "dropped, it leaves the block"]
+pub(crate) struct Inside {
+    outer: u32,
+}
+
+impl Inside {
+    /// Leaves the block and closes it: [`Timeout::unset`], while still inside.
+    #[inline]
+    pub(crate) fn unset(self, block: Timeout, timed_out: bool) -> Expiry {
+        let verdict = running(|core| {
+            core.with(|state| {
+                state.leave_scope(self.outer);
+                state.exit_timeout(block.scope, timed_out)
+            })
+        });
+        std::mem::forget((self, block));
+        verdict.into()
+    }
+}
+
+impl Drop for Inside {
+    #[inline]
     fn drop(&mut self) {
-        running(|core| core.leave_scope(self.0));
+        running(|core| core.with(|state| state.leave_scope(self.outer)));
     }
 }

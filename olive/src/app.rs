@@ -406,6 +406,8 @@ pub(crate) async fn connect(config: &Config, name: &str) -> Result<Connection, E
     let options = Options {
         heartbeat: Some(heartbeat),
         name: Some(format!("{name} {}", std::process::id())),
+        // Sessions end with their connection; deliveries that come anew find their tasks in the ledger.
+        recovery: None,
         ..Options::default()
     };
     let url = url.to_string();

@@ -9,7 +9,8 @@ use amqp::client::{
     self, Busy, Cap, Channel, Connection, Error, Message, Options, PublisherOptions, Settled,
 };
 use amqp::error::ReplyCode;
-use amqp::wire::Properties;
+use amqp::wire::cold::channel;
+use amqp::wire::{Method, Properties};
 use kernel::{MaybeInterrupt, drop_after, spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
 
@@ -44,12 +45,23 @@ fn run(body: impl Future<Output = Result<(), Error>>) {
     kernel::run(timeout_after(PATIENCE, body)).unwrap().unwrap();
 }
 
-/// A connection through a proxy that can be broken.
+/// A connection through a proxy that can be broken, and that is not made again then.
 async fn through(broker: &Broker) -> Result<(Proxy, Connection), Error> {
     let proxy = Proxy::to(broker.address());
     let url = broker.url_through(proxy.address());
-    let connection = client::connect(&url, Options::default()).await?;
+    let options = Options {
+        recovery: None,
+        ..Options::default()
+    };
+    let connection = client::connect(&url, options).await?;
     Ok((proxy, connection))
+}
+
+fn window(window: usize) -> PublisherOptions {
+    PublisherOptions {
+        window,
+        ..PublisherOptions::default()
+    }
 }
 
 /// Publishes to be counted: RabbitMQ counts what it has confirmed.
@@ -190,9 +202,7 @@ fn a_delivery_or_consumer_that_is_dropped_gives_its_messages_back() {
 #[test]
 fn confirms_are_pipelined_and_each_has_its_own() {
     with_queue(async |connection, channel, queue| {
-        let publisher = connection
-            .publisher(PublisherOptions { window: 10 })
-            .await?;
+        let publisher = connection.publisher(window(10)).await?;
         let mut confirms = Vec::new();
         let message = Message::new(b"x").key(&queue);
         while confirms.len() < 10 {
@@ -405,9 +415,7 @@ fn confirms_that_a_lost_channel_owes_say_so() {
 #[test]
 fn confirms_that_nobody_waits_for_free_their_place() {
     with_queue(async |connection, _channel, queue| {
-        let publisher = connection
-            .publisher(PublisherOptions { window: 100 })
-            .await?;
+        let publisher = connection.publisher(window(100)).await?;
         let nowhere = unique("nowhere");
         for _ in 0..5_000 {
             drop(publisher.publish(Message::new(b"").key(&nowhere)).await?);
@@ -527,7 +535,7 @@ fn everybody_who_waits_is_told_when_the_connection_breaks() {
         let (proxy, connection) = through(&broker).await?;
         let channel = connection.channel().await?;
         let queue = channel.queue("").exclusive().declare().await?.name;
-        let publisher = connection.publisher(PublisherOptions { window: 2 }).await?;
+        let publisher = connection.publisher(window(2)).await?;
         let mut events = connection.events();
         let mut consumer = channel.consume(&queue).start().await?;
         proxy.pause();
@@ -750,6 +758,18 @@ fn no_more_channels_are_opened_than_agreed_upon() {
         }
         let _ = connection.close(PATIENCE).await?;
         Ok(())
+    });
+}
+
+/// Accepts: feature/flow_and_tx
+#[test]
+fn a_channel_may_ask_for_flow_and_is_told_that_it_has_it() {
+    with_queue(async |_connection, channel, queue| {
+        let flow = channel::AMQPMethod::Flow(channel::Flow { active: true });
+        let answer = channel.call(Method::Channel(flow)).await?;
+        let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active: true });
+        assert_eq!(answer, Method::Channel(ok));
+        channel.publish(Message::new(b"x").key(&queue)).await
     });
 }
 

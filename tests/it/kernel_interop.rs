@@ -16,10 +16,10 @@ use futures::channel::oneshot;
 use futures::future::{join_all, select};
 use kernel::net::{TcpStream, UnixStream as KernelUnixStream};
 use kernel::sync::Lock;
-use kernel::traps::{Direction, Source, io_waiting, read_wait, write_wait};
+use kernel::traps::{Direction, Source, get_kernel, io_waiting, read_wait, write_wait};
 use kernel::{
-    Interrupt, Kernel, MaybeInterrupt, ResourceBusy, interruptible, run_in_thread, sleep, spawn,
-    timeout_after, yield_now,
+    Interrupt, JoinError, Kernel, MaybeInterrupt, Remote, ResourceBusy, current_task,
+    interruptible, run_in_thread, sleep, spawn, timeout_after, yield_now,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -297,6 +297,167 @@ fn tasks_await_a_tokio_on_another_thread() {
         doubler.await.unwrap();
         Ok(())
     });
+}
+
+/// Accepts: curio-old/asyncio/simple
+#[test]
+fn a_task_awaits_work_of_another_runtime_and_either_side_may_go() {
+    let beside = Beside::new();
+    let tokio = beside.0.clone();
+    run(async move {
+        let work = |n: u64| async move {
+            tokio::time::sleep(ms(1)).await;
+            if n == 13 { Err("unlucky") } else { Ok(n + 1) }
+        };
+        // Values and errors, one after the other and at once.
+        assert_eq!(tokio.spawn(work(1)).await.unwrap(), Ok(2));
+        assert_eq!(tokio.spawn(work(13)).await.unwrap(), Err("unlucky"));
+        let many = join_all((0..100).map(|n| tokio.spawn(work(n)))).await;
+        let sum: u64 = many.into_iter().filter_map(|n| n.unwrap().ok()).sum();
+        assert_eq!(sum, (1..=100).sum::<u64>() - 14);
+        // Their panic, and their being aborted, is an error here.
+        let panicked = tokio.spawn(async { panic!("there") });
+        let error: Result<(), _> = panicked.await;
+        assert!(error.unwrap_err().is_panic());
+        let endless = tokio.spawn(std::future::pending::<()>());
+        let aborter = endless.abort_handle();
+        let waiter = spawn(endless);
+        settle().await;
+        aborter.abort();
+        assert!(waiter.join().await.unwrap().unwrap_err().is_cancelled());
+        // Our task goes: theirs goes on.
+        let (ended, mut end) = tokio::sync::mpsc::channel(1);
+        let (release, released) = tokio::sync::oneshot::channel();
+        let theirs = tokio.spawn(async move {
+            let released: Result<u32, _> = released.await;
+            ended.send(released.unwrap()).await.unwrap();
+        });
+        let waiter = spawn(theirs);
+        settle().await;
+        waiter.abort();
+        release.send(5).unwrap();
+        assert_eq!(end.recv().await, Some(5));
+        // Their runtime goes.
+        let waiter = spawn(tokio.spawn(std::future::pending::<()>()));
+        settle().await;
+        drop(beside);
+        assert!(waiter.join().await.unwrap().unwrap_err().is_cancelled());
+        Ok(())
+    });
+}
+
+/// A kernel on a thread of its own until it is told to stop.
+struct KernelBeside {
+    remote: Remote,
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl KernelBeside {
+    fn new() -> Self {
+        let (to_us, remotes) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            run(async move {
+                to_us.send(get_kernel().await).unwrap();
+                drop(stopped.await);
+                Ok(())
+            });
+        });
+        Self {
+            remote: remotes.recv().unwrap(),
+            stop,
+            thread,
+        }
+    }
+
+    fn stop(self) {
+        drop(self.stop);
+        self.thread.join().unwrap();
+    }
+}
+
+/// Accepts: curio-old/asyncio/wrapper
+#[test]
+fn another_runtime_awaits_work_of_a_kernel_and_either_side_may_go() {
+    let beside = KernelBeside::new();
+    let remote = beside.remote.clone();
+    let tokio = tokio_here();
+    tokio.block_on(async {
+        // Values of futures that are not `Send`, one after the other and at once.
+        let work = |n: u64| {
+            remote.spawn(async move || {
+                let n = Rc::new(n);
+                sleep(ms(*n % 5)).await?;
+                let lock = Lock::new(*n);
+                let doubled = spawn(async move { *lock.acquire().await.unwrap() * 2 });
+                Ok::<_, Interrupt>(doubled.join().await.unwrap())
+            })
+        };
+        assert_eq!(work(4).await.unwrap(), Ok(8));
+        let many = join_all((0..100).map(work)).await;
+        let sum: u64 = many.into_iter().map(|n| n.unwrap().unwrap()).sum();
+        assert_eq!(sum, 99 * 100);
+        // The panic of the future and of the function that makes it.
+        let panicked: Result<(), _> = remote.spawn(async || panic!("there")).await;
+        assert_eq!(panicked.unwrap_err().to_string(), "task panicked: there");
+        // Cancelled from here, once: it cleans up. Also before it has begun.
+        let endless = || {
+            remote.spawn(async || {
+                let told = sleep(ms(60_000)).await.unwrap_err();
+                sleep(ms(1)).await.unwrap();
+                told.to_string()
+            })
+        };
+        for begins in [true, false] {
+            let mut task = endless();
+            if begins {
+                assert!(tokio::time::timeout(ms(5), &mut task).await.is_err());
+            }
+            assert!(!task.is_finished());
+            task.request_cancel("enough");
+            task.request_cancel("twice");
+            assert_eq!((&mut task).await.unwrap(), "task cancelled: enough");
+            task.request_cancel("late");
+        }
+        // Aborted there.
+        let aborted = remote.spawn(async || {
+            current_task().abort();
+            std::future::pending::<()>().await;
+        });
+        assert!(matches!(aborted.await, Err(JoinError::Aborted)));
+        // Nobody waits any more: it goes on.
+        let (ended, mut end) = tokio::sync::mpsc::channel(1);
+        drop(remote.spawn(async move || {
+            sleep(ms(5)).await.unwrap();
+            ended.send(7).await.unwrap();
+        }));
+        assert_eq!(end.recv().await, Some(7));
+        // The kernel goes, while somebody waits and before somebody asks.
+        let waiting = endless();
+        let waiter = tokio::task::LocalSet::new();
+        let outcome = waiter.spawn_local(waiting);
+        waiter.spawn_local(async move {
+            tokio::time::sleep(ms(5)).await;
+            beside.stop();
+        });
+        waiter.await;
+        assert!(matches!(outcome.await.unwrap(), Err(JoinError::Aborted)));
+        let late = endless();
+        assert!(late.is_finished());
+        assert!(matches!(late.await, Err(JoinError::Aborted)));
+    });
+    // Two kernels, one in each thread.
+    let beside = KernelBeside::new();
+    run(async {
+        let theirs = beside.remote.spawn(async || sleep(ms(60_000)).await);
+        let late = timeout_after(ms(5), interruptible(theirs)).await;
+        assert!(matches!(late, Err(Interrupt::TaskTimeout)));
+        let theirs = beside.remote.spawn(async || thread::current().id());
+        assert_ne!(theirs.await.unwrap(), thread::current().id());
+        Ok(())
+    });
+    beside.stop();
 }
 
 /// Accepts: interop/channels

@@ -445,18 +445,19 @@ fn a_program_calls_its_own_functions_also_from_within_them() {
 
 #[test]
 fn a_program_that_forgets_to_serve_does_not_start_itself_for_ever() {
-    let said = Command::new(WORKER)
-        .arg("square")
-        .env("RIG_FORGETFUL_WORKER", "1")
+    let started = Note::new();
+    let forgetful = Command::new(WORKER)
+        .env("RIG_FORGETFUL_WORKER", started.path())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&said.stderr);
-    // The child has no arguments and so does something else, ends, and is taken for what it is.
-    assert!(
-        said.ends_with(
-            "it ended with exit status: 9 at once; does its `main` begin with `kernel::process_worker`?\n"
-        ),
-        "{said}"
+    assert_eq!(fs::read(started.path()).unwrap().len(), 2);
+    // The child, then its parent.
+    assert_eq!(
+        String::from_utf8_lossy(&forgetful.stderr),
+        "cannot start a worker process: this process was started as one; \
+         does its `main` begin with `kernel::process_worker`?\n\
+         cannot start a worker process: it ended with exit status: 9 at once; \
+         does its `main` begin with `kernel::process_worker`?\n"
     );
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -12,8 +13,9 @@ use kernel::sync::{
     RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, promise,
 };
 use kernel::{
-    Builder, GroupError, Interrupt, JoinError, RunError, TaskGroup, ThreadPool, VirtualClock, Wait,
-    group, interruptible, run_in_thread, sleep, spawn, timeout_after, yield_now,
+    Builder, GroupError, Interrupt, JoinError, PoolJob, RunError, TaskGroup, ThreadPool,
+    VirtualClock, Wait, group, interruptible, run_in_thread, run_on, sleep, spawn, timeout_after,
+    yield_now,
 };
 
 /// Runs `main` on a clock that jumps.
@@ -1186,6 +1188,7 @@ fn an_error_or_panic_of_a_call_in_a_thread_arrives_unchanged() {
 }
 
 /// Notes when it is dropped, and on which thread.
+#[derive(Debug)]
 struct Dropped(mpsc::Sender<std::thread::ThreadId>);
 
 impl Drop for Dropped {
@@ -1289,6 +1292,154 @@ fn a_pool_runs_as_many_calls_at_a_time_as_it_has_threads() {
     });
     assert_eq!(most.load(Ordering::SeqCst), SIZE);
     assert_eq!(pool.threads(), SIZE, "threads are kept");
+}
+
+/// A thread that comes to help short calls in vain takes a break, and answers to a sleeping kernel are told several at a time: neither may keep what is
+/// behind a long call waiting for it.
+#[test]
+fn long_calls_among_short_ones_hold_up_neither_calls_nor_answers() {
+    let pool = ThreadPool::new(4);
+    kernel::run(async {
+        let short: Vec<_> = (0..32)
+            .map(|_| {
+                let pool = pool.clone();
+                spawn(async move {
+                    for _ in 0..500 {
+                        pool.run(|| ()).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..50 {
+            let (releases, long): (Vec<_>, Vec<_>) = (0..3)
+                .map(|_| {
+                    let (release, held) = mpsc::channel::<()>();
+                    (release, spawn(pool.run(move || held.recv().is_err())))
+                })
+                .unzip();
+            // They end only after these, which the fourth thread makes.
+            let behind: Vec<_> = (0..10).map(|n| spawn(pool.run(move || n))).collect();
+            for (n, call) in behind.into_iter().enumerate() {
+                assert_eq!(call.join().await.unwrap(), Ok(n));
+            }
+            drop(releases);
+            for call in long {
+                assert_eq!(call.join().await.unwrap(), Ok(true));
+            }
+        }
+        for task in short {
+            task.join().await.unwrap();
+        }
+    })
+    .unwrap();
+}
+
+/// A pool that is not ours: tokio's for blocking calls.
+fn foreign_pool() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap()
+}
+
+/// Accepts: curio-old/workers/executor
+#[test]
+fn a_call_on_a_foreign_pool_leaves_the_kernel_to_the_other_tasks() {
+    let tokio = foreign_pool();
+    run(async {
+        let (release, held) = mpsc::channel();
+        let pool = tokio.handle().clone();
+        let submit = move |job: PoolJob| drop(pool.spawn_blocking(job));
+        let task = spawn(run_on(submit, move || {
+            (held.recv().unwrap() + 1, std::thread::current().id())
+        }));
+        for _ in 0..10 {
+            yield_now().await.unwrap();
+        }
+        assert!(!task.is_terminated());
+        release.send(41).unwrap();
+        let (sum, thread) = task.join().await.unwrap().unwrap();
+        assert_eq!(sum, 42);
+        assert_ne!(thread, std::thread::current().id());
+    });
+}
+
+#[test]
+fn a_panic_on_a_foreign_pool_arrives_unchanged_and_the_pool_sees_nothing_of_it() {
+    let tokio = foreign_pool();
+    run(async {
+        let (send_ended, ended) = mpsc::channel();
+        let submit = |job: PoolJob| {
+            let job = tokio.spawn_blocking(job);
+            send_ended.send(job).unwrap();
+        };
+        let caught = AssertUnwindSafe(run_on(submit, || std::panic::panic_any(17_u8)));
+        let payload = futures::FutureExt::catch_unwind(caught).await.unwrap_err();
+        assert_eq!(payload.downcast_ref(), Some(&17_u8));
+        tokio.block_on(ended.recv().unwrap()).unwrap();
+    });
+}
+
+#[test]
+fn an_abandoned_call_on_a_foreign_pool_does_not_begin_or_ends_there() {
+    let (begun, has_begun) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    let (dropped, is_dropped) = mpsc::channel();
+    let ran = Arc::new(AtomicBool::new(false));
+    let tokio = foreign_pool();
+    run(async {
+        let pool = tokio.handle().clone();
+        let running = spawn(run_on(
+            move |job| drop(pool.spawn_blocking(job)),
+            move || {
+                begun.send(std::thread::current().id()).unwrap();
+                held.recv().unwrap();
+                Dropped(dropped)
+            },
+        ));
+        let (pool, note) = (tokio.handle().clone(), ran.clone());
+        let waiting = spawn(run_on(
+            move |job| drop(pool.spawn_blocking(job)),
+            move || note.store(true, Ordering::SeqCst),
+        ));
+        yield_now().await.unwrap();
+        let thread = has_begun.recv().unwrap();
+        running.cancel().await.unwrap();
+        waiting.cancel().await.unwrap();
+        assert_eq!(
+            running.join().await.unwrap().unwrap_err(),
+            Interrupt::cancelled()
+        );
+        assert_eq!(waiting.join().await.unwrap(), Err(Interrupt::cancelled()));
+        release.send(()).unwrap();
+        assert_eq!(is_dropped.recv(), Ok(thread));
+    });
+    drop(tokio); // waits for what it has
+    assert!(!ran.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_call_that_a_foreign_pool_drops_is_answered_with_a_cancellation() {
+    run(async {
+        let outcome = run_on(drop, || 1).await;
+        let Err(Interrupt::Cancelled(reason)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let text = "the pool dropped the call without making it";
+        assert_eq!(reason.downcast_ref(), Some(&text));
+    });
+}
+
+#[test]
+fn a_pending_cancellation_keeps_a_job_from_a_foreign_pool() {
+    let submitted = Rc::new(Cell::new(false));
+    run(async {
+        let note = submitted.clone();
+        let task = spawn(run_on(move |_| note.set(true), || ()));
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Err(Interrupt::cancelled()));
+    });
+    assert!(!submitted.get());
 }
 
 /// Accepts: curio-defect/C5

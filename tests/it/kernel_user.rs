@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use kernel::sync::{BoundedSemaphore, Condition, Lock, RLock, TooManyPermits};
+use kernel::traps::{self, Expiry, Lot, WaitKind, immediate};
 use kernel::{
-    Builder, GroupError, Interrupt, Outcome, Task, TaskGroup, VirtualClock, Wait, group,
-    ignore_after, now, sleep, spawn, timeout_after, yield_now,
+    Builder, GroupError, Interrupt, Outcome, Task, TaskGroup, VirtualClock, Wait, current_task,
+    group, ignore_after, now, sleep, spawn, timeout_after, yield_now,
 };
 
 fn run<T>(main: impl Future<Output = T>) -> T {
@@ -238,6 +239,7 @@ fn a_task_that_does_not_own_an_rlock_cannot_release_it() {
         assert!(lock.is_locked());
         drop(inner);
         assert!(lock.is_locked());
+        drop(lock.acquire().await.unwrap()); // its owner's still
         let other = spawn({
             let lock = lock.clone();
             async move { lock.acquire().await.map(drop) }
@@ -313,4 +315,89 @@ fn a_bounded_semaphore_never_has_more_permits_than_it_began_with() {
         TooManyPermits { limit: 2 }.to_string(),
         "a semaphore of 2 permits was released once too often"
     );
+}
+
+// ---- the door
+
+/// Each asks, and has its answer, in one poll: nobody else runs meanwhile, and an interrupt that is pending stays pending.
+///
+/// Accepts: trap/spawn, trap/cancel, trap/get_current, trap/get_kernel, trap/clock, trap/set_timeout, trap/unset_timeout
+#[test]
+fn an_immediate_trap_answers_in_the_poll_that_asks() {
+    run(async {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let others = Rc::new(Cell::new(0));
+        let counter = others.clone();
+        let other = spawn(async move {
+            while yield_now().await.is_ok() {
+                counter.set(counter.get() + 1);
+            }
+        });
+        yield_now().await.unwrap();
+        let before = others.get();
+        current_task().request_cancel("");
+        let lot = Lot::new();
+        let child = traps::spawn(async { 7 }).now_or_never().unwrap();
+        let me = traps::get_current().now_or_never().unwrap();
+        assert_eq!((child.parent(), child.cycles()), (Some(me.id()), 0));
+        let remote = traps::get_kernel().now_or_never().unwrap();
+        assert!(remote.call(|| {}));
+        assert_eq!(traps::clock().now_or_never(), Some(now()));
+        let sooner = Some(now() + ms(5));
+        let timeout = immediate(|| traps::set_timeout(sooner)).now_or_never();
+        let expiry = immediate(|| timeout.unwrap().unset(false)).now_or_never();
+        assert_eq!(expiry, Some(Expiry::Not));
+        let woken = immediate(|| traps::sched_wake(&lot, 1)).now_or_never();
+        assert_eq!(woken, Some(0));
+        let waiting = immediate(|| traps::io_waiting(&ours)).now_or_never();
+        assert_eq!(waiting, Some((None, None)));
+        immediate(|| traps::io_release(&ours))
+            .now_or_never()
+            .unwrap();
+        let cancelled = || traps::cancel_task(&other, Interrupt::cancelled()).now_or_never();
+        assert_eq!((cancelled(), cancelled()), (Some(true), Some(false)));
+        assert_eq!(others.get(), before, "nobody else ran");
+        let told = sleep(ms(1)).await;
+        assert!(matches!(told, Err(Interrupt::Cancelled(_))));
+        assert_eq!(child.join().await.unwrap(), 7);
+        other.join().await.unwrap();
+    });
+}
+
+/// Each is told of the interrupt that is pending, and waits for nothing then.
+///
+/// Accepts: trap/read_wait, trap/write_wait, trap/future_wait, trap/sleep, trap/join, trap/sched_wait
+#[test]
+fn a_blocking_trap_is_a_cancellation_point_before_it_waits() {
+    fn told<T>(answer: impl Future<Output = T>, ask: impl FnOnce(T) -> Option<Interrupt>) {
+        kernel::set_cancellation(Some(Interrupt::cancelled()));
+        // One that waits is not ready at its first poll.
+        let answer = answer.now_or_never().expect("it answers at once");
+        assert_eq!(ask(answer), Some(Interrupt::cancelled()));
+        assert!(kernel::pending_cancellation().is_none(), "told once");
+    }
+    run(async {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut theirs, b"it is readable and writable").unwrap();
+        let in_io = |error: std::io::Error| Interrupt::find_in(&error).cloned();
+        let (lot, other) = (Lot::new(), spawn(std::future::pending::<()>()));
+        told(traps::read_wait(&ours), |answer| in_io(answer.unwrap_err()));
+        told(traps::write_wait(&ours), |answer| {
+            in_io(answer.unwrap_err())
+        });
+        let never_starts = traps::future_wait(|_| unreachable!("nobody would wait"));
+        told(never_starts, |answer| answer.err());
+        told(traps::sleep(ms(1)), |answer| answer.err());
+        told(traps::sleep(Duration::ZERO), |answer| answer.err());
+        told(traps::sched_wait(&lot, WaitKind::Custom), |answer| {
+            answer.err()
+        });
+        told(traps::join_wait(&other), |answer| answer.err());
+        assert_eq!((lot.len(), traps::io_waiting(&ours)), (0, (None, None)));
+        // One that need not wait is none.
+        other.abort();
+        kernel::set_cancellation(Some(Interrupt::cancelled()));
+        assert_eq!(traps::join_wait(&other).now_or_never(), Some(Ok(())));
+        assert!(kernel::pending_cancellation().is_some());
+    });
 }

@@ -7,6 +7,7 @@
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
+//! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
 //! | [`kernel_budget`] | what the kernel does, in system calls, counted by strace; no broker |
@@ -26,14 +27,19 @@ mod kernel_budget;
 mod kernel_core;
 mod kernel_curio;
 mod kernel_debug;
+mod kernel_examples;
+mod kernel_foreign;
 mod kernel_interop;
 mod kernel_io;
 mod kernel_leaks;
 mod kernel_local;
 mod kernel_model;
+mod kernel_net;
 mod kernel_process;
 mod kernel_sync;
+mod kernel_tls;
 mod kernel_universal;
 mod kernel_user;
+mod recovery;
 mod replies;
 mod seed;

@@ -44,6 +44,8 @@ struct Orders {
     /// Bytes that may still pass before the connection is cut, for each direction; `None`: no limit.
     budget: [Option<u64>; 2],
     connections: Vec<Weak<Connection>>,
+    /// Where new connections go.
+    server: Option<SocketAddr>,
 }
 
 /// The two sockets of one connection, closed when both of its threads are done.
@@ -64,14 +66,20 @@ impl Proxy {
             .local_addr()
             .expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
+        shared.order(|orders| orders.server = Some(server));
         let accepting = Arc::clone(&shared);
-        thread::spawn(move || accept(&listener, server, &accepting));
+        thread::spawn(move || accept(&listener, &accepting));
         Self { address, shared }
     }
 
     /// Where to connect instead of the server.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Passes new connections on to another server.
+    pub fn pass_to(&self, server: SocketAddr) {
+        self.shared.order(|orders| orders.server = Some(server));
     }
 
     /// Stops passing bytes on without closing anything, like a network that is gone.
@@ -181,7 +189,7 @@ impl Connection {
     }
 }
 
-fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for client in listener.incoming() {
         let Ok(client) = client else { continue };
         let mut orders = shared.lock();
@@ -191,6 +199,7 @@ fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Shared>) {
         if orders.refusing {
             continue;
         }
+        let server = orders.server.expect("set before the proxy listens");
         let Ok(server) = TcpStream::connect(server) else {
             continue;
         };

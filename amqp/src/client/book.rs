@@ -11,10 +11,11 @@ use kernel::sync::Promise;
 use super::connection::{ConnectionEvent, EventLog};
 use super::consumer::Subscription;
 use super::error::{Error, Returned};
-use super::publisher::{Verdict, Window};
+use super::window::{Verdict, Window};
 use crate::proto::event::{
     ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Outcome, ReqId,
 };
+use crate::proto::topology::ChannelTag;
 use crate::wire::{GetOk, Method, Props};
 
 /// Who waits for what.
@@ -25,12 +26,16 @@ pub(super) struct Book {
     pub(super) deadlines: VecDeque<(Instant, ReqId)>,
     /// By channel number.
     pub(super) channels: Vec<Option<Rc<ChannelState>>>,
+    /// Channels of a connection that was lost, which have no number until it is recovered.
+    pub(super) suspended: Vec<Rc<ChannelState>>,
     pub(super) consumers: BTreeMap<ConsumerKey, Rc<Subscription>>,
     /// Deliveries come in runs for one consumer.
     pub(super) last_consumer: Option<(ConsumerKey, Rc<Subscription>)>,
     pub(super) logs: Vec<Weak<EventLog>>,
     /// Publishings that will never be answered, because the connection has ended.
     pub(super) left_unconfirmed: usize,
+    /// Whether a lost connection is made again.
+    pub(super) recovers: bool,
     /// What to do once nothing is borrowed.
     pub(super) todo: Vec<Todo>,
 }
@@ -41,9 +46,13 @@ pub(super) struct Asked {
     pub(super) promise: Promise<Result<Reply, Error>>,
 }
 
-/// A channel as its handles and the driver see it.
+/// A channel as its handles and the driver see it. It outlives the connection if that is recovered.
 pub(super) struct ChannelState {
-    pub(super) key: ChannelKey,
+    /// Its name in the journal.
+    pub(super) tag: ChannelTag,
+    /// What it is on the connection of today.
+    pub(super) key: Cell<ChannelKey>,
+    pub(super) gate: Cell<Gate>,
     pub(super) down: OnceCell<Error>,
     /// `channel.flow` with `active` false.
     pub(super) is_stopped: Cell<bool>,
@@ -53,6 +62,16 @@ pub(super) struct ChannelState {
     pub(super) is_noted: Cell<bool>,
     /// Confirm mode.
     pub(super) window: Option<Window>,
+}
+
+/// What a channel can be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    Open,
+    /// For all but publishing: what was published before goes first.
+    Replaying,
+    /// For nothing: the connection is being recovered.
+    Suspended,
 }
 
 /// The answer to a request.
@@ -79,16 +98,23 @@ pub(super) enum Todo {
     Open(Rc<ChannelState>),
     Arrived(Rc<Subscription>),
     End(Rc<Subscription>, Error),
+    /// The server has ended the consumer.
+    Cancelled(Rc<Subscription>),
     GiveBack(DeliveryKey),
+    /// A channel is gone for good.
+    Forget(ChannelTag),
+    Down(Down),
     Log(ConnectionEvent),
     /// Those who wait for room should look again.
     Pulse,
 }
 
 impl ChannelState {
-    pub(super) fn new(key: ChannelKey, window: Option<Window>) -> Rc<Self> {
+    pub(super) fn new(tag: ChannelTag, key: ChannelKey, window: Option<Window>) -> Rc<Self> {
         Rc::new(Self {
-            key,
+            tag,
+            key: Cell::new(key),
+            gate: Cell::new(Gate::Open),
             down: OnceCell::new(),
             is_stopped: Cell::new(false),
             timeouts: Cell::new(0),
@@ -101,7 +127,7 @@ impl ChannelState {
 impl std::fmt::Debug for ChannelState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChannelState")
-            .field("number", &self.key.id())
+            .field("number", &self.key.get().id())
             .field("down", &self.down.get())
             .finish_non_exhaustive()
     }
@@ -121,7 +147,7 @@ impl Book {
 
     pub(super) fn channel(&self, key: ChannelKey) -> Option<&Rc<ChannelState>> {
         let state = self.channels.get(usize::from(key.id()))?.as_ref()?;
-        (state.key == key).then_some(state)
+        (state.key.get() == key).then_some(state)
     }
 
     #[inline]
@@ -139,7 +165,7 @@ impl Book {
 
     /// Notes an event. Runs while the protocol is borrowed, so it wakes nobody and drops nothing of a user's.
     #[inline]
-    pub(super) fn note(&mut self, event: Event<'_>, down: &OnceCell<Down>) {
+    pub(super) fn note(&mut self, event: Event<'_>) {
         match event {
             Event::Delivery {
                 consumer,
@@ -166,21 +192,27 @@ impl Book {
                     && let Some(window) = &state.window
                 {
                     let verdict = match outcome {
-                        Outcome::Ack => Verdict::Confirmed,
-                        Outcome::Nack => Verdict::Nacked,
+                        Outcome::Ack => Some(Verdict::Confirmed),
+                        Outcome::Nack => Some(Verdict::Nacked),
                         Outcome::Returned {
                             reason,
                             props,
                             body,
-                        } => Verdict::Returned(Box::new(Returned::new(reason, props, &body))),
+                        } => Some(Verdict::Returned(Box::new(Returned::new(
+                            reason, props, &body,
+                        )))),
+                        Outcome::Unconfirmed(Lost::ConnectionDown(_)) if window.replays() => {
+                            window.cut(seq);
+                            None
+                        }
                         Outcome::Unconfirmed(lost) => {
                             if let Lost::ConnectionDown(_) = lost {
                                 self.left_unconfirmed += 1;
                             }
-                            Verdict::Lost(Box::new(lost.clone()))
+                            Some(Verdict::Lost(Box::new(lost.clone())))
                         }
                     };
-                    if let Some(waker) = window.resolve(seq, verdict) {
+                    if let Some(waker) = verdict.and_then(|v| window.resolve(seq, v)) {
                         self.todo.push(Todo::Wake(waker));
                     }
                     if !state.is_noted.replace(true) {
@@ -188,12 +220,12 @@ impl Book {
                     }
                 }
             }
-            event => self.note_rare(event, down),
+            event => self.note_rare(event),
         }
     }
 
     #[cold]
-    pub(super) fn note_rare(&mut self, event: Event<'_>, ended: &OnceCell<Down>) {
+    fn note_rare(&mut self, event: Event<'_>) {
         match event {
             Event::Delivery { .. } | Event::Confirm { .. } => {}
             Event::Up(tuned) => log::debug!("connection is open: {tuned:?}"),
@@ -211,6 +243,11 @@ impl Book {
             Event::Reply { id, result } => {
                 let answer = match result {
                     Ok(method) => Ok(Reply::Method(method)),
+                    Err(Lost::ConnectionDown(why)) if self.recovers => {
+                        let what = self.requests.get(&id).map_or("request", |asked| asked.what);
+                        let why = why.clone();
+                        Err(Error::Unanswered { what, why })
+                    }
                     Err(lost) => Err(lost.clone().into()),
                 };
                 self.answer(id, answer);
@@ -241,33 +278,27 @@ impl Book {
             }
             Event::Cancelled { consumer, .. } => {
                 if let Some(subscription) = self.consumers.get(&consumer) {
-                    let queue = subscription.queue().to_owned();
-                    let error = Error::ConsumerCancelled { queue };
-                    self.todo.push(Todo::End(Rc::clone(subscription), error));
+                    self.todo.push(Todo::Cancelled(Rc::clone(subscription)));
                 }
             }
             Event::ChannelDown { channel, reason } => {
-                let error = Error::of_channel(reason.clone());
-                if let Some(state) = self.channel(channel) {
+                // One that is being restored is restored once more, without what it was closed for.
+                if let Some(state) = self.channel(channel)
+                    && state.gate.get() != Gate::Suspended
+                {
+                    let error = Error::of_channel(reason.clone());
+                    let tag = state.tag;
                     // It may have been given up by us a moment before: the first reason stays.
                     let _ = state.down.set(error.clone());
+                    self.end_consumers(Some(channel), &error);
+                    self.todo.push(Todo::Forget(tag));
+                    self.todo.push(Todo::Pulse);
                 }
-                self.end_consumers(Some(channel), &error);
-                self.todo.push(Todo::Pulse);
                 if let Some(slot) = self.channels.get_mut(usize::from(channel.id())) {
                     *slot = None;
                 }
             }
-            Event::Down(down) => {
-                let _ = ended.set(down.clone());
-                let error = Error::from(down.clone());
-                for state in self.channels.iter().flatten() {
-                    let _ = state.down.set(error.clone());
-                }
-                self.end_consumers(None, &error);
-                self.todo
-                    .push(Todo::Log(ConnectionEvent::Lost(down.clone())));
-            }
+            Event::Down(down) => self.todo.push(Todo::Down(down.clone())),
         }
     }
 
@@ -279,6 +310,76 @@ impl Book {
             state.timeouts.set(0);
         }
         self.todo.push(Todo::Answer(asked.promise, answer));
+    }
+
+    /// Takes the channels off the connection that was lost. Answers with everything that outlives it.
+    pub(super) fn suspend(&mut self) -> (Vec<Rc<ChannelState>>, Vec<Rc<Subscription>>) {
+        self.suspended.extend(self.channels.drain(..).flatten());
+        for state in &self.suspended {
+            state.gate.set(Gate::Suspended);
+            state.is_stopped.set(false);
+            state.timeouts.set(0);
+        }
+        let subscriptions = self.consumers.values().map(Rc::clone);
+        (self.suspended.clone(), subscriptions.collect())
+    }
+
+    /// A channel is being restored.
+    pub(super) fn resumes(&mut self, state: &ChannelState) {
+        self.suspended.retain(|other| other.tag != state.tag);
+    }
+
+    /// All is as it was; but publishers wait for what they had published before.
+    pub(super) fn open_gates(&self) {
+        for state in self.channels.iter().flatten() {
+            let replays = |window: &Window| window.to_be_replayed() > 0;
+            let is_replaying = state.window.as_ref().is_some_and(replays);
+            state.gate.set(if is_replaying {
+                Gate::Replaying
+            } else {
+                Gate::Open
+            });
+        }
+    }
+
+    pub(super) fn states(&self) -> Vec<Rc<ChannelState>> {
+        self.channels.iter().flatten().map(Rc::clone).collect()
+    }
+
+    pub(super) fn consumers_of(&self, channel: ChannelTag) -> Vec<Rc<Subscription>> {
+        let all = self.consumers.values();
+        all.filter(|s| s.names().0 == channel)
+            .map(Rc::clone)
+            .collect()
+    }
+
+    pub(super) fn consumer_named(
+        &self,
+        channel: ChannelTag,
+        tag: &str,
+    ) -> Option<Rc<Subscription>> {
+        let mut all = self.consumers.values();
+        all.find(|s| s.names() == (channel, tag)).map(Rc::clone)
+    }
+
+    /// Whether somebody still has a consumer.
+    pub(super) fn has_consumer(&self, subscription: &Rc<Subscription>) -> bool {
+        let found = self.consumers.get(&subscription.key());
+        found.is_some_and(|found| Rc::ptr_eq(found, subscription))
+    }
+
+    /// A consumer is another on the wire than it was.
+    pub(super) fn rename_consumer(&mut self, subscription: &Rc<Subscription>, key: ConsumerKey) {
+        self.last_consumer = None;
+        self.consumers.remove(&subscription.key());
+        subscription.set_key(key);
+        self.consumers.insert(key, Rc::clone(subscription));
+    }
+
+    pub(super) fn renamed_queue(&self, old: &str, new: &str) {
+        for subscription in self.consumers.values() {
+            subscription.renamed_queue(old, new);
+        }
     }
 
     /// Ends the consumers of a channel, or all.

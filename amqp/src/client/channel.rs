@@ -2,13 +2,14 @@
 
 use std::rc::Rc;
 
-use super::book::{ChannelState, Reply};
+use super::book::{ChannelState, Gate, Reply};
 use super::connection::ConnectionInner;
 use super::consumer::{Consume, Delivery};
 use super::error::{Busy, Error};
-use super::publisher::{Message, Window};
+use super::publisher::{Message, PublisherOptions};
 use super::request::Request;
 use super::shared::Shared;
+use super::window::Window;
 use crate::error::EncodeError;
 use crate::proto::event::ChannelKey;
 use crate::wire::cold::{
@@ -17,6 +18,10 @@ use crate::wire::cold::{
 use crate::wire::{TableBuf, Value};
 
 /// A channel: a conversation of its own on a connection. Clones are the same channel.
+///
+/// Where the connection [recovers](super::Options::recovery), the channel does, with its prefetch, its confirm mode and its consumers; but not one that has begun
+/// transactions, because what it had not committed is gone. Meanwhile requests and publishings wait; those under way fail with
+/// [`Error::Unanswered`], and what was published without confirms may be lost.
 ///
 /// What is done on a channel is done in order. An error of the server (no such queue, say) closes the channel and concerns nobody
 /// else; open another one then. When the last clone, consumer and delivery is dropped, it is closed.
@@ -34,34 +39,47 @@ pub(super) struct ChannelInner {
 impl ChannelInner {
     /// Why a request was refused, as well as it is known.
     pub(super) fn explain(&self, error: Error) -> Error {
-        match (error, self.shared().down(), self.state.down.get()) {
-            (Error::Closed, Some(down), _) => down.clone().into(),
+        match (error, self.shared().gone.get(), self.state.down.get()) {
+            (Error::Closed, Some(gone), _) => gone.clone(),
             (Error::Closed, None, Some(why)) => why.clone(),
             (error, ..) => error,
         }
     }
 
-    fn shared(&self) -> &Rc<Shared> {
+    pub(super) fn shared(&self) -> &Rc<Shared> {
         &self.connection.shared
+    }
+
+    /// Waits until the channel is there again, if its connection is being recovered.
+    pub(super) async fn ready(&self) -> Result<(), Error> {
+        let Self { state, .. } = self;
+        let is_away = || state.gate.get() == Gate::Suspended && state.down.get().is_none();
+        self.shared().recovered(is_away).await?;
+        match state.down.get() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for ChannelInner {
     fn drop(&mut self) {
         self.shared().close_channel(&self.state, Error::Closed);
-        self.shared().remove_channel(self.state.key);
+        self.shared().remove_channel(&self.state);
     }
 }
 
 impl Channel {
     pub(super) async fn open(
         connection: &Rc<ConnectionInner>,
-        window: Option<usize>,
+        publisher: Option<PublisherOptions>,
     ) -> Result<Self, Error> {
         let shared = &connection.shared;
-        shared.check_open()?;
+        shared.recovered(|| shared.is_recovering()).await?;
         let (key, request) = shared.with_core(|core| core.open_channel())?;
-        let state = ChannelState::new(key, window.map(Window::new));
+        let recovers = shared.policy.is_some();
+        let window = publisher.map(|options| Window::new(options, recovers));
+        let state = ChannelState::new(shared.new_tag(), key, window);
         shared.add_channel(&state);
         let opening = shared.request("channel.open", key, |_| Ok(request))?;
         // From here on, dropping it closes.
@@ -71,18 +89,15 @@ impl Channel {
                 state,
             }),
         };
-        let confirms = match window {
-            Some(_) => Some(this.ask(
-                "confirm.select",
-                Method::Confirm(confirm::AMQPMethod::Select(confirm::Select {
-                    nowait: false,
-                })),
-            )?),
-            None => None,
-        };
-        opening.reply().await?;
-        if let Some(confirms) = confirms {
-            confirms.reply().await?;
+        if publisher.is_some() {
+            let select = confirm::AMQPMethod::Select(confirm::Select { nowait: false });
+            let select = Method::Confirm(select);
+            let confirms = this.request("confirm.select", &select)?;
+            opening.reply().await?;
+            let answer = confirms.method(Some).await?;
+            this.note(select, &answer);
+        } else {
+            opening.reply().await?;
         }
         Ok(this)
     }
@@ -251,12 +266,10 @@ impl Channel {
             nowait: false,
         };
         let purge = Method::Queue(queue::AMQPMethod::Purge(purge));
-        self.ask("queue.purge", purge)?
-            .method(|method| match method {
-                Method::Queue(queue::AMQPMethod::PurgeOk(ok)) => Some(ok.message_count),
-                _ => None,
-            })
-            .await
+        match self.ask("queue.purge", purge).await? {
+            Method::Queue(queue::AMQPMethod::PurgeOk(ok)) => Ok(ok.message_count),
+            _ => Err(wrong("queue.purge")),
+        }
     }
 
     /// Deletes a queue with its messages, and says how many. In RabbitMQ one that does not exist is no error.
@@ -284,12 +297,20 @@ impl Channel {
             nowait: false,
         };
         let delete = Method::Queue(queue::AMQPMethod::Delete(delete));
-        self.ask("queue.delete", delete)?
-            .method(|method| match method {
-                Method::Queue(queue::AMQPMethod::DeleteOk(ok)) => Some(ok.message_count),
-                _ => None,
-            })
-            .await
+        self.inner.ready().await?;
+        let journal = &self.inner.shared().journal;
+        // Whatever becomes of the answer, nobody wants the queue back.
+        journal.borrow_mut().dooms_queue(name);
+        match self.ask("queue.delete", delete).await {
+            Ok(Method::Queue(queue::AMQPMethod::DeleteOk(ok))) => Ok(ok.message_count),
+            Ok(_) => Err(wrong("queue.delete")),
+            Err(error) => {
+                if let Error::ChannelClosed(_) = error {
+                    journal.borrow_mut().spared_queue(name);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Deletes an exchange with its bindings; if `unused`, provided that it has none.
@@ -315,7 +336,7 @@ impl Channel {
     /// # Errors
     /// Those of all requests, as [`bind_queue`](Self::bind_queue).
     pub async fn qos(&self, prefetch: u16) -> Result<(), Error> {
-        self.request_qos(prefetch)?.reply().await.map(drop)
+        self.done("basic.qos", qos(prefetch)).await
     }
 
     /// Asks the broker to deliver everything again that this channel has not settled. Deliveries that are held are stale from then on.
@@ -348,7 +369,8 @@ impl Channel {
             no_ack: false,
         };
         let get = Method::Basic(basic::AMQPMethod::Get(get));
-        match self.ask("basic.get", get)?.reply().await? {
+        self.inner.ready().await?;
+        match self.request("basic.get", &get)?.reply().await? {
             Reply::Got(got) => {
                 log::trace!("basic.get: {} are left", got.message_count);
                 Ok(Some(Delivery::from_got(&self.inner, *got, true)))
@@ -368,9 +390,11 @@ impl Channel {
     pub async fn publish(&self, message: Message<'_>) -> Result<(), Error> {
         std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
         loop {
-            match self.publish_now(&message) {
-                Err(Error::Busy(Busy::HighWater | Busy::Blocked)) => self.room().await?,
-                outcome => return outcome.map(drop),
+            match self.try_publish(&message) {
+                Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
+                    self.room().await?;
+                }
+                outcome => return outcome,
             }
         }
     }
@@ -380,7 +404,7 @@ impl Channel {
     /// # Errors
     /// [`Error::Busy`] where `publish` would wait; its other errors.
     pub fn try_publish(&self, message: &Message<'_>) -> Result<(), Error> {
-        self.publish_now(message).map(drop)
+        self.publish_now(message, None).map(drop)
     }
 
     /// Sends any method that has a reply, and answers with that: transactions, say.
@@ -388,7 +412,7 @@ impl Channel {
     /// # Errors
     /// [`Error::NotARequest`] for methods with a function of their own, or `nowait`; those of all requests.
     pub async fn call(&self, method: Method) -> Result<Method, Error> {
-        self.ask("call", method)?.method(Some).await
+        self.ask("call", method).await
     }
 
     /// Closes the channel, with all its consumers. What was published on it has been sent; deliveries that are held are void.
@@ -403,9 +427,15 @@ impl Channel {
         if state.down.get().is_some() {
             return Ok(());
         }
+        if state.gate.get() == Gate::Suspended {
+            // There is none to close, or one that nobody has asked for yet.
+            shared.close_channel(state, Error::Closed);
+            return Ok(());
+        }
+        let key = self.key();
         let ok = crate::error::ReplyCode::SUCCESS;
-        let closing = shared.request("channel.close", state.key, |core| {
-            core.close_channel(state.key, ok, "bye")
+        let closing = shared.request("channel.close", key, |core| {
+            core.close_channel(key, ok, "bye")
         })?;
         shared.channel_closes(state, &Error::Closed);
         closing
@@ -441,15 +471,20 @@ impl Channel {
     }
 
     pub(super) fn key(&self) -> ChannelKey {
-        self.inner.state.key
+        self.inner.state.key.get()
     }
 
     pub(super) fn explain(&self, error: Error) -> Error {
         self.inner.explain(error)
     }
 
-    pub(super) fn publish_now(&self, message: &Message<'_>) -> Result<Option<u64>, Error> {
-        self.inner.shared().publish(&self.inner.state, message)
+    pub(super) fn publish_now(
+        &self,
+        message: &Message<'_>,
+        window: Option<&Window>,
+    ) -> Result<u32, Error> {
+        let state = &self.inner.state;
+        self.inner.shared().publish(state, message, window)
     }
 
     /// Waits until it is worth trying to publish again.
@@ -457,27 +492,47 @@ impl Channel {
         Ok(self.inner.shared().room(&self.inner.state).await?)
     }
 
-    pub(super) fn request_qos(&self, prefetch_count: u16) -> Result<Request, Error> {
-        let qos = basic::Qos {
-            prefetch_count,
-            global: false,
-        };
-        self.ask("basic.qos", Method::Basic(basic::AMQPMethod::Qos(qos)))
+    /// Sends a request, of which nothing is noted.
+    pub(super) fn request(&self, what: &'static str, method: &Method) -> Result<Request, Error> {
+        self.check()?;
+        let key = self.key();
+        let shared = self.inner.shared();
+        let request = shared.request(what, key, |core| core.request(key, method));
+        request.map_err(|error| self.explain(error))
     }
 
-    fn ask(&self, what: &'static str, method: Method) -> Result<Request, Error> {
-        self.check()?;
-        let request = self
-            .inner
-            .shared()
-            .request(what, self.key(), |core| core.request(self.key(), &method));
-        request.map_err(|error| self.explain(error))
+    /// Asks for something, once there is a connection, and notes what has come of it.
+    async fn ask(&self, what: &'static str, method: Method) -> Result<Method, Error> {
+        self.inner.ready().await?;
+        let answer = self.request(what, &method)?.method(Some).await?;
+        self.note(method, &answer);
+        Ok(answer)
+    }
+
+    /// Notes what is to be made again when the connection is lost.
+    fn note(&self, method: Method, answer: &Method) {
+        let shared = self.inner.shared();
+        if shared.policy.is_some() {
+            let mut journal = shared.journal.borrow_mut();
+            journal.answered(self.inner.state.tag, method, answer);
+        }
     }
 
     /// Asks for something whose answer says only that it is done.
     async fn done(&self, what: &'static str, method: Method) -> Result<(), Error> {
-        self.ask(what, method)?.reply().await.map(drop)
+        self.ask(what, method).await.map(drop)
     }
+}
+
+pub(super) fn qos(prefetch_count: u16) -> Method {
+    Method::Basic(basic::AMQPMethod::Qos(basic::Qos {
+        prefetch_count,
+        global: false,
+    }))
+}
+
+fn wrong(what: &'static str) -> Error {
+    Error::WrongAnswer { what }
 }
 
 /// A queue to be declared; made by [`Channel::queue`].
@@ -553,17 +608,14 @@ impl DeclareQueue {
             arguments: self.arguments.table()?,
         };
         let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
-        self.channel
-            .ask("queue.declare", declare)?
-            .method(|method| match method {
-                Method::Queue(queue::AMQPMethod::DeclareOk(ok)) => Some(QueueInfo {
-                    name: ok.queue.to_string(),
-                    messages: ok.message_count,
-                    consumers: ok.consumer_count,
-                }),
-                _ => None,
-            })
-            .await
+        match self.channel.ask("queue.declare", declare).await? {
+            Method::Queue(queue::AMQPMethod::DeclareOk(ok)) => Ok(QueueInfo {
+                name: ok.queue.to_string(),
+                messages: ok.message_count,
+                consumers: ok.consumer_count,
+            }),
+            _ => Err(wrong("queue.declare")),
+        }
     }
 }
 

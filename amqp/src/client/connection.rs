@@ -1,39 +1,31 @@
-//! Connections: from an address to an open connection, and its end.
+//! Connections: their handle, their events, and their end.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use kernel::net::{Address, Io, TcpStream};
+use kernel::Interrupt;
 use kernel::sync::Event as Flag;
-use kernel::{Interrupt, ignore_after};
 
 use super::Options;
 use super::channel::Channel;
-use super::driver::drive;
+use super::dial::{Dialer, Link};
 use super::error::{Error, Returned};
 use super::publisher::{Publisher, PublisherOptions};
+use super::recovery::run;
 use super::shared::Shared;
-use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
 use crate::proto::event::Down;
-use crate::proto::handshake::{Auth, ClientConfig, Tuned};
-use crate::uri::{Host, Uri};
+use crate::proto::handshake::Tuned;
+use crate::proto::topology::Step;
+use crate::uri::Uri;
 
 /// How long a connection whose last handle was dropped may take to close.
 const LINGER: Duration = Duration::from_secs(5);
 /// Events that nobody has looked at; of more, the oldest are forgotten.
 const LOG_LENGTH: usize = 256;
-
-/// Makes deliveries of one connection strangers to every other.
-static NEXT_EPOCH: AtomicU32 = AtomicU32::new(0);
 
 /// Connects to the first server of an address that answers.
 ///
@@ -54,143 +46,9 @@ pub async fn connect(address: &str, options: Options) -> Result<Connection, Erro
 /// # Errors
 /// As [`connect`].
 pub async fn connect_to(uri: &Uri, options: Options) -> Result<Connection, Error> {
-    if uri.tls {
-        return Err(Error::NoTls);
-    }
-    let timeout = uri.connection_timeout.unwrap_or(options.connect_timeout);
-    let mut tried = Vec::new();
-    for host in shuffled(&uri.hosts) {
-        let address = Address::from((host.name.as_str(), host.port));
-        let found = ignore_after(timeout, async { Ok(address.resolve().await?) }).await;
-        let peers = match found {
-            Ok(Some(peers)) if !peers.is_empty() => peers,
-            Ok(Some(_)) => {
-                tried.push(format!("{host}: the name has no address"));
-                continue;
-            }
-            Ok(None) => {
-                let secs = timeout.as_secs_f64();
-                tried.push(format!("{host}: the name was not found within {secs} s"));
-                continue;
-            }
-            Err(Failure::Interrupted(interrupt)) => return Err(interrupt.into()),
-            Err(failure) => {
-                tried.push(format!("{host}: {failure}"));
-                continue;
-            }
-        };
-        for peer in peers {
-            let server = if host.name.parse::<std::net::IpAddr>().is_ok() {
-                host.to_string()
-            } else {
-                format!("{host} ({peer})")
-            };
-            match ignore_after(timeout, attempt(peer, uri, &options)).await {
-                Ok(Some(connection)) => return Ok(connection),
-                Ok(None) => {
-                    let secs = timeout.as_secs_f64();
-                    tried.push(format!("{server}: no answer within {secs} s"));
-                }
-                Err(Failure::Interrupted(interrupt)) => return Err(interrupt.into()),
-                Err(Failure::Down(down)) if down.is_final() => {
-                    return Err(refused(server, uri, down));
-                }
-                Err(failure) => tried.push(format!("{server}: {failure}")),
-            }
-        }
-    }
-    let to = uri.to_string();
-    Err(Error::Connect { to, tried })
-}
-
-/// Why one attempt failed.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Io(std::io::Error),
-    #[error(transparent)]
-    Down(Down),
-    #[error(transparent)]
-    Interrupted(#[from] Interrupt),
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        match kernel::MaybeInterrupt::interrupt(&error) {
-            Some(interrupt) => Self::Interrupted(interrupt.clone()),
-            None => Self::Io(error),
-        }
-    }
-}
-
-impl kernel::MaybeInterrupt for Failure {
-    fn interrupt(&self) -> Option<&Interrupt> {
-        match self {
-            Self::Interrupted(interrupt) => Some(interrupt),
-            Self::Io(_) | Self::Down(_) => None,
-        }
-    }
-}
-
-async fn attempt(peer: SocketAddr, uri: &Uri, options: &Options) -> Result<Connection, Failure> {
-    let stream = TcpStream::connect(peer).await?;
-    // Writes are put together before; what is written should leave.
-    stream.set_nodelay(true)?;
-    let mut limits = uri.limits;
-    limits.heartbeat = limits.heartbeat.or(options.heartbeat);
-    let name = uri.connection_name.as_ref().or(options.name.as_ref());
-    let config = ClientConfig {
-        auth: uri.auth.clone(),
-        virtual_host: uri.virtual_host.clone(),
-        limits,
-        name: name.cloned().unwrap_or_default(),
-    };
-    let connection = Connection::start(stream, config, options.clone());
-    match connection.up().await {
-        Ok(_) => Ok(connection),
-        Err(Error::Lost(down)) => Err(Failure::Down(down)),
-        Err(Error::Interrupted(interrupt)) => Err(Failure::Interrupted(interrupt)),
-        Err(_) => Err(Failure::Down(Down::ClosedByUs)),
-    }
-}
-
-/// A refusal that the next attempt would meet again.
-fn refused(server: String, uri: &Uri, down: Down) -> Error {
-    match down {
-        Down::ClosedByPeer(reason) if reason.code == ReplyCode::ACCESS_REFUSED => {
-            let user = match &uri.auth {
-                Auth::Plain { user, .. } | Auth::AmqPlain { user, .. } => user.clone(),
-                Auth::External => "of the certificate".to_owned(),
-            };
-            Error::LoginRefused {
-                server,
-                user,
-                reason,
-            }
-        }
-        Down::ClosedByPeer(reason) => Error::VirtualHost {
-            server,
-            name: uri.virtual_host.clone(),
-            reason,
-        },
-        down => Error::Connect {
-            to: uri.to_string(),
-            tried: vec![format!("{server}: {down}")],
-        },
-    }
-}
-
-/// Chance from the standard library's own hasher: not for secrets, good enough to spread clients.
-fn shuffled(hosts: &[Host]) -> Vec<&Host> {
-    let mut hosts: Vec<_> = hosts.iter().collect();
-    let state = RandomState::new();
-    for i in (1..hosts.len()).rev() {
-        let mut hasher = state.build_hasher();
-        hasher.write_usize(i);
-        let j = hasher.finish() % (i as u64 + 1);
-        hosts.swap(i, j as usize);
-    }
-    hosts
+    let mut dialer = Dialer::Address(Box::new(uri.clone()));
+    let link = dialer.dial(&options).await?;
+    Ok(Connection::start(link, dialer, options))
 }
 
 /// An open connection. Clones are the same connection.
@@ -227,25 +85,18 @@ pub struct Closed {
 }
 
 impl Connection {
-    /// Starts the handshake on a stream that is connected, and the task that runs it.
-    pub(super) fn start<T>(io: Io<T>, config: ClientConfig, options: Options) -> Self
-    where
-        T: AsFd + 'static,
-        for<'a> &'a T: Read + Write,
-    {
-        let epoch = NEXT_EPOCH.fetch_add(1, Ordering::Relaxed);
-        let core = Core::new(config, epoch, kernel::now());
-        let shared = Shared::new(core, options);
-        let driver = kernel::spawn(drive(io, Rc::clone(&shared)));
-        driver.set_name("amqp connection");
+    /// Starts the task that runs a connection.
+    pub(super) fn start(link: Link, dialer: Dialer, options: Options) -> Self {
+        log::debug!("connected to {}", link.server);
+        let shared = Shared::new(link.core, options);
+        if let Some(reason) = link.blocked {
+            log::info!("{} takes no messages now: {reason}", link.server);
+        }
+        let running = kernel::spawn(run(link.pipe, Rc::clone(&shared), dialer));
+        running.set_name("amqp connection");
         Self {
             inner: Rc::new(ConnectionInner { shared }),
         }
-    }
-
-    /// Waits for the end of the handshake.
-    pub(super) async fn up(&self) -> Result<Tuned, Error> {
-        self.inner.shared.up().await
     }
 
     /// Opens a channel.
@@ -265,7 +116,7 @@ impl Connection {
     /// # Errors
     /// As [`channel`](Self::channel).
     pub async fn publisher(&self, options: PublisherOptions) -> Result<Publisher, Error> {
-        let channel = Channel::open(&self.inner, Some(options.window)).await?;
+        let channel = Channel::open(&self.inner, Some(options)).await?;
         Ok(Publisher::new(channel))
     }
 
@@ -277,6 +128,7 @@ impl Connection {
         drop(book);
         if let Some(down) = self.inner.shared.down() {
             log.push(ConnectionEvent::Lost(down.clone()));
+            log.finish();
         }
         Events { log }
     }
@@ -286,12 +138,23 @@ impl Connection {
         self.inner.shared.peek(Core::is_blocked)
     }
 
-    /// What both sides have agreed upon; `None` once the connection is closed.
+    /// Whether the connection is lost and being made again: requests and publishings wait.
+    pub fn is_recovering(&self) -> bool {
+        self.inner.shared.is_recovering()
+    }
+
+    /// The most by which the connection's task has had its turn too late, because other tasks kept the kernel busy. Looked at eight times in a heartbeat
+    /// interval; zero without heartbeats. From a quarter of the interval on there is an [event](ConnectionEvent::LoopLag).
+    pub fn loop_lag(&self) -> Duration {
+        self.inner.shared.lag.get()
+    }
+
+    /// What both sides have agreed upon; `None` while there is no connection.
     pub fn tuned(&self) -> Option<Tuned> {
         self.inner.shared.peek(Core::tuned)
     }
 
-    /// Waits until the connection has ended, and says how.
+    /// Waits until the connection has ended for good, and says how. One that is lost and made again has not.
     ///
     /// Cancellation point: only if it has not ended. If dropped, nothing happens.
     ///
@@ -304,7 +167,8 @@ impl Connection {
     /// Closes the connection: takes nothing new, sends what is queued, waits for the confirms of what was published, tells the server, and
     /// waits for its agreement; all of that at most for `patience`. Deliveries that are not settled go back to their queues.
     ///
-    /// A connection that is closed, or lost, is fine: this returns at once.
+    /// A connection that is closed, or lost, is fine: this returns at once, also while it is being recovered; what was to be published again
+    /// is not, and counts as unconfirmed.
     ///
     /// Cancellation point: yes. If dropped, it is closed all the same.
     ///
@@ -336,8 +200,55 @@ pub enum ConnectionEvent {
     Unblocked,
     /// A mandatory message came back that was published on a plain channel.
     Returned(Rc<Returned>),
-    /// The connection has ended, how ever. There are no events after this one.
+    /// The connection has ended, how ever. Where it is not [recovered](super::Options::recovery), or was closed by us, there are no events
+    /// after this one.
     Lost(Down),
+    /// The next attempt to connect.
+    Recovering {
+        /// Its number, from 1, since the connection was lost.
+        attempt: u32,
+        /// How long is waited before it.
+        wait: Duration,
+    },
+    /// There is a new connection, and it has all that the lost one had, but for what [`EntityFailed`](Self::EntityFailed) has said. What has
+    /// not been confirmed is published again from now on.
+    Recovered {
+        /// Queues whose names the server chooses: the old name, the new one.
+        renamed: Vec<(String, String)>,
+    },
+    /// Something could not be made again on the new connection; everything else was. A consumer whose queue is missing or locked is tried
+    /// again, with a queue of ours made again first; other consumers end with the error.
+    EntityFailed {
+        /// What.
+        entity: Step,
+        /// Why.
+        error: Error,
+    },
+    /// The server has ended a consumer, because its queue was deleted or has moved; it is tried to start it again, after waits that grow.
+    ConsumerLost {
+        /// Its queue.
+        queue: String,
+    },
+    /// A consumer that was lost alone runs again.
+    ConsumerRestored {
+        /// Its queue.
+        queue: String,
+    },
+    /// Making a new connection was given up, for this reason. The last event.
+    GaveUp(Error),
+    /// The connection's task had its turn so much too late, because some task kept the kernel busy: a quarter of the heartbeat or more. With two
+    /// heartbeats, the server takes us for dead.
+    LoopLag(Duration),
+    /// A delivery has not been settled for 80 % of [`Options::ack_timeout`](super::Options::ack_timeout), after which the server closes
+    /// its channel. Told once for a delivery, of the oldest ones first.
+    AckDue {
+        /// The number of its channel.
+        channel: u16,
+        /// Its [tag](super::Delivery::tag).
+        tag: u64,
+        /// For how long at least.
+        held: Duration,
+    },
 }
 
 /// The events of a connection; made by [`Connection::events`]. Of more than 256 that nobody has looked at, the oldest are
@@ -348,7 +259,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Waits for the next event; `None` after [`ConnectionEvent::Lost`].
+    /// Waits for the next event; `None` when the connection has ended for good.
     ///
     /// Cancellation point: only if there is none. If dropped, no event is lost.
     ///
@@ -379,11 +290,14 @@ impl EventLog {
         if events.len() == LOG_LENGTH {
             events.pop_front();
         }
-        if matches!(event, ConnectionEvent::Lost(_)) {
-            self.is_over.set(true);
-        }
         events.push_back(event);
         drop(events);
+        self.arrived.set();
+    }
+
+    /// There will be no more.
+    pub(super) fn finish(&self) {
+        self.is_over.set(true);
         self.arrived.set();
     }
 }

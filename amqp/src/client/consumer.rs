@@ -1,17 +1,18 @@
 //! Deliveries, and the streams they come by.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
 use kernel::sync::Event as Flag;
 
-use super::book::Got;
-use super::channel::{Arguments, Channel, ChannelInner};
+use super::book::{ChannelState, Gate, Got};
+use super::channel::{Arguments, Channel, ChannelInner, qos};
 use super::error::Error;
 use crate::error::EncodeError;
 use crate::proto::event::{ChannelKey, ConsumerKey, DeliveryKey};
+use crate::proto::topology::ChannelTag;
 use crate::proto::unsettled::Settle;
 use crate::wire::cold::{Method, basic, short};
 use crate::wire::{Deliver, Props, Value};
@@ -114,18 +115,19 @@ impl Consume {
     /// [`Error::ChannelClosed`] if there is no such queue (404), or not for us (403); [`Error::Timeout`]; [`Error::Lost`].
     pub async fn start(self) -> Result<Consumer, Error> {
         let Self { channel, queue, .. } = &self;
-        let method = self.method()?;
-        channel.check()?;
-        let inner = channel.inner();
+        let mut method = self.method()?;
+        channel.inner().ready().await?;
+        let (inner, channel_key) = (channel.inner(), channel.key());
         let shared = &inner.connection.shared;
-        let qos = if self.no_ack {
+        let prefetch = qos(self.prefetch);
+        let preparing = if self.no_ack {
             None
         } else {
-            Some(channel.request_qos(self.prefetch)?)
+            Some(channel.request("basic.qos", &prefetch)?)
         };
         let mut key = None;
-        let request = shared.request("basic.consume", channel.key(), |core| {
-            let (consumer, request) = core.consume(channel.key(), method)?;
+        let request = shared.request("basic.consume", channel_key, |core| {
+            let (consumer, request) = core.consume(channel_key, method.clone())?;
             key = Some(consumer);
             Ok(request)
         });
@@ -133,8 +135,10 @@ impl Consume {
         let key = key.expect("set with the request");
         let subscription = Rc::new(Subscription {
             channel: Rc::clone(inner),
-            key,
-            queue: queue.clone(),
+            key: Cell::new(key),
+            tag: OnceCell::new(),
+            is_starting: Cell::new(false),
+            queue: RefCell::new(queue.as_str().into()),
             needs_ack: !self.no_ack,
             // A broker that keeps to the prefetch does not come near this.
             cap: self.cap.unwrap_or_else(|| Cap {
@@ -150,21 +154,26 @@ impl Consume {
         });
         shared.add_consumer(key, &subscription);
         // From here on, dropping it cancels.
-        let mut consumer = Consumer {
-            subscription,
-            tag: String::new(),
+        let consumer = Consumer { subscription };
+        let qos = match (preparing, prefetch) {
+            (Some(preparing), Method::Basic(basic::AMQPMethod::Qos(qos))) => {
+                preparing.reply().await?;
+                Some(qos)
+            }
+            _ => None,
         };
-        if let Some(qos) = qos {
-            qos.reply().await?;
-        }
-        consumer.tag = request
+        method.consumer_tag = request
             .method(|method| match method {
-                Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => {
-                    Some(ok.consumer_tag.to_string())
-                }
+                Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => Some(ok.consumer_tag),
                 _ => None,
             })
             .await?;
+        let tag = method.consumer_tag.as_str().into();
+        let _ = consumer.subscription.tag.set(tag);
+        if shared.policy.is_some() {
+            let mut journal = shared.journal.borrow_mut();
+            journal.consumes(channel.state().tag, method, qos);
+        }
         Ok(consumer)
     }
 
@@ -183,10 +192,13 @@ impl Consume {
 
 /// A stream of deliveries.
 ///
+/// Where the connection [recovers](super::Options::recovery), so does the consumer: deliveries that were not taken are dropped, those that were
+/// are [stale](Settled::Stale), the broker gives all of them out anew, and the stream goes on. It goes on as well if the server has ended the
+/// consumer because its queue was deleted or has moved, once that is there again; a queue that this connection declared is declared again. The connection's events tell of both.
+///
 /// Dropping it cancels the consumer; deliveries that were not taken go back to the queue.
 pub struct Consumer {
     subscription: Rc<Subscription>,
-    tag: String,
 }
 
 impl Consumer {
@@ -236,25 +248,34 @@ impl Consumer {
             return Ok(());
         }
         let Subscription { channel, key, .. } = &*self.subscription;
-        let request = channel
-            .connection
-            .shared
-            .request("basic.cancel", channel.state.key, |core| {
-                core.cancel(channel.state.key, *key)
-            })
+        let shared = &channel.connection.shared;
+        self.subscription.forget();
+        if channel.state.gate.get() == Gate::Suspended {
+            // There is none, or it is only just being started again.
+            shared.remove_consumer(key.get());
+            *self.subscription.end.borrow_mut() = End::Over;
+            return Ok(());
+        }
+        let at = channel.state.key.get();
+        let request = shared
+            .request("basic.cancel", at, |core| core.cancel(at, key.get()))
             .map_err(|error| channel.explain(error))?;
         *self.subscription.end.borrow_mut() = End::Over;
-        request.reply().await.map(drop)
+        match request.reply().await {
+            // It has ended with the connection.
+            Ok(_) | Err(Error::Unanswered { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Its name on the wire.
     pub fn tag(&self) -> &str {
-        &self.tag
+        self.subscription.names().1
     }
 
-    /// The queue it consumes from.
-    pub fn queue(&self) -> &str {
-        &self.subscription.queue
+    /// The queue it consumes from, by the name it has now.
+    pub fn queue(&self) -> Rc<str> {
+        self.subscription.queue()
     }
 
     /// How many deliveries have come and not been taken.
@@ -267,8 +288,13 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         let Subscription { channel, key, .. } = &*self.subscription;
         let shared = &channel.connection.shared;
-        shared.remove_consumer(*key);
-        shared.with_core(|core| core.abandon_consumer(channel.state.key, *key));
+        self.subscription.forget();
+        shared.remove_consumer(key.get());
+        // Whoever is starting it again finds that it is gone.
+        if !self.subscription.is_starting.get() {
+            let at = channel.state.key.get();
+            shared.with_core(|core| core.abandon_consumer(at, key.get()));
+        }
         self.subscription.clear();
     }
 }
@@ -277,7 +303,7 @@ impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("queue", &self.queue())
-            .field("tag", &self.tag)
+            .field("tag", &self.tag())
             .field("waiting", &self.waiting())
             .finish_non_exhaustive()
     }
@@ -286,8 +312,13 @@ impl fmt::Debug for Consumer {
 /// A consumer as the driver sees it.
 pub(super) struct Subscription {
     channel: Rc<ChannelInner>,
-    key: ConsumerKey,
-    queue: String,
+    /// What it is on the connection of today.
+    key: Cell<ConsumerKey>,
+    /// Once it has been started.
+    tag: OnceCell<Box<str>>,
+    /// It is being started again.
+    is_starting: Cell<bool>,
+    queue: RefCell<Rc<str>>,
     needs_ack: bool,
     cap: Cap,
     deliveries: RefCell<VecDeque<Delivery>>,
@@ -310,11 +341,53 @@ enum End {
 
 impl Subscription {
     pub(super) fn channel_key(&self) -> ChannelKey {
-        self.channel.state.key
+        self.channel.state.key.get()
     }
 
-    pub(super) fn queue(&self) -> &str {
-        &self.queue
+    pub(super) fn channel(&self) -> &Rc<ChannelState> {
+        &self.channel.state
+    }
+
+    pub(super) fn key(&self) -> ConsumerKey {
+        self.key.get()
+    }
+
+    pub(super) fn set_key(&self, key: ConsumerKey) {
+        self.key.set(key);
+    }
+
+    /// Its channel and its tag, by which the journal knows it; the tag is empty until it has been started.
+    pub(super) fn names(&self) -> (ChannelTag, &str) {
+        let tag = self.tag.get().map_or("", |tag| tag);
+        (self.channel.state.tag, tag)
+    }
+
+    pub(super) fn queue(&self) -> Rc<str> {
+        Rc::clone(&self.queue.borrow())
+    }
+
+    pub(super) fn renamed_queue(&self, old: &str, new: &str) {
+        let mut queue = self.queue.borrow_mut();
+        if **queue == *old {
+            *queue = new.into();
+        }
+    }
+
+    pub(super) fn starts(&self, is_starting: bool) {
+        self.is_starting.set(is_starting);
+    }
+
+    /// It is not to be started again.
+    fn forget(&self) {
+        let (channel, tag) = self.names();
+        let journal = &self.channel.connection.shared.journal;
+        journal.borrow_mut().cancelled(channel, tag);
+    }
+
+    /// The server has ended it, for good.
+    pub(super) fn cancelled(&self) {
+        let queue = self.queue().to_string();
+        self.end(Error::ConsumerCancelled { queue });
     }
 
     /// Takes in a delivery. Whether the consumer has to be told, later: this runs while the protocol is borrowed.
@@ -403,7 +476,8 @@ impl Subscription {
         self.arrived.set();
     }
 
-    fn clear(&self) {
+    /// Drops what nobody has taken.
+    pub(super) fn clear(&self) {
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
         self.bytes.set(0);
         if self.is_overfull.replace(false) {
@@ -514,7 +588,9 @@ impl Delivery {
 
     /// Whether its channel or connection is gone, so that settling it would do nothing.
     pub fn is_stale(&self) -> bool {
-        self.channel.state.down.get().is_some()
+        let channel = self.key.channel();
+        let shared = &self.channel.connection.shared;
+        self.channel.state.down.get().is_some() || !shared.peek(|core| core.has_channel(channel))
     }
 
     fn settle(&mut self, how: Settle) -> Settled {

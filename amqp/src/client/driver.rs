@@ -13,17 +13,15 @@
 //! - A peer is found dead only after an attempt to read: a task that kept the kernel busy for long is no proof of anything.
 //! - Whatever ends the driver, everybody who waits is told: [`Shared::end`] runs also when it is dropped.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use kernel::net::Io;
 use kernel::{Interrupt, sleep_until};
 
 use super::shared::Shared;
+use super::transport::Transport;
 use crate::proto::connection::Connection as Core;
 use crate::proto::event::Down;
 use crate::proto::outbox::Sending;
@@ -34,14 +32,14 @@ const FAIR_READ: usize = 256 << 10;
 const LEAST_READ: usize = 64 << 10;
 
 /// What has been read and not been used yet.
-struct Input {
+pub(super) struct Input {
     buf: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Input {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             buf: vec![0; 2 * LEAST_READ],
             start: 0,
@@ -50,7 +48,7 @@ impl Input {
     }
 
     /// Room for the next read, behind what is left of a frame.
-    fn space(&mut self) -> &mut [u8] {
+    pub(super) fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
@@ -65,9 +63,10 @@ impl Input {
         &mut self.buf[self.end..]
     }
 
-    fn feed(&mut self, read: usize, shared: &Shared, now: Instant) {
+    /// Passes on what has come: `feed` answers how much of it was of use.
+    pub(super) fn feed(&mut self, read: usize, feed: impl FnOnce(&[u8]) -> usize) {
         self.end += read;
-        self.start += shared.feed(&self.buf[self.start..self.end], now);
+        self.start += feed(&self.buf[self.start..self.end]);
     }
 }
 
@@ -124,26 +123,17 @@ enum Woke {
     Interrupted(Interrupt),
 }
 
-/// Tells everybody, whatever ends the driver.
-struct Guard(Rc<Shared>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.end();
-    }
+/// A stream to a server, and what has been read from it.
+pub(super) struct Pipe {
+    pub(super) transport: Transport,
+    pub(super) input: Input,
 }
 
 /// Runs a connection until it has ended.
-pub(super) async fn drive<T>(io: Io<T>, shared: Rc<Shared>)
-where
-    T: AsFd,
-    for<'a> &'a T: Read + Write,
-{
-    let guard = Guard(shared);
-    let shared = &*guard.0;
-    let mut input = Input::new();
+pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
+    let Pipe { transport, input } = pipe;
     let mut outgoing = Outgoing::default();
-    let mut timer = pin!(None::<kernel::traps::Sleep>);
+    let mut timer = pin!(None::<kernel::traps::SleepUntil>);
     let mut armed: Option<Instant> = None;
     let mut read_in_a_row = 0;
     let mut has_options = false;
@@ -153,7 +143,7 @@ where
         let now = kernel::now();
         shared.close_step(now, outgoing.rest().is_empty());
         if shared.peek(Core::is_down) {
-            last_words(&io, &mut outgoing, shared).await;
+            last_words(transport, &mut outgoing, shared).await;
             return;
         }
         if outgoing.rest().is_empty() {
@@ -162,12 +152,12 @@ where
         }
         if !has_options && let Some(tuned) = shared.peek(Core::tuned) {
             has_options = true;
-            set_user_timeout(&io, u32::from(tuned.heartbeat) * 2);
+            transport.set_user_timeout(u32::from(tuned.heartbeat) * 2);
         }
         if !outgoing.rest().is_empty() {
             outgoing.stalled_since.get_or_insert(now);
         }
-        let due = shared.deadline(outgoing.stalled_since);
+        let due = shared.deadline(outgoing.stalled_since, now);
         if let Some(due) = due
             && armed.is_none_or(|armed| due < armed)
         {
@@ -178,8 +168,8 @@ where
         let woke = {
             let wants_write = !outgoing.rest().is_empty();
             let wants_read = shared.overfull.get() == 0;
-            let mut write = pin!(io.write(outgoing.rest()));
-            let mut read = pin!(io.read(input.space()));
+            let mut write = pin!(transport.write(outgoing.rest()));
+            let mut read = pin!(transport.read(input.space()));
             let mut nudge = pin!(shared.nudge.wait());
             std::future::poll_fn(|cx| {
                 if wants_write && let Poll::Ready(wrote) = write.as_mut().poll(cx) {
@@ -201,6 +191,15 @@ where
             .await
         };
         let now = kernel::now();
+        if let Some(due) = armed
+            && due <= now
+        {
+            if let Woke::Read(Ok(1..)) = woke {
+                // That we are alive is said before what has come is looked at.
+                shared.core.borrow_mut().beat(now);
+            }
+            shared.lagged(now - due);
+        }
         match woke {
             Woke::Wrote(Ok(n)) => {
                 outgoing.wrote(n, shared, now);
@@ -209,7 +208,7 @@ where
                 shared.with_sink(|core, sink| core.stream_ended(None, sink));
             }
             Woke::Read(Ok(n)) => {
-                input.feed(n, shared, now);
+                input.feed(n, |bytes| shared.feed(bytes, now));
                 read_in_a_row += n;
                 if armed.is_some_and(|at| at <= now) {
                     armed = None;
@@ -245,18 +244,14 @@ where
 }
 
 /// Sends what there still is to say, the answer to a `connection.close`, if the socket takes it at once.
-async fn last_words<T>(io: &Io<T>, outgoing: &mut Outgoing, shared: &Shared)
-where
-    T: AsFd,
-    for<'a> &'a T: Write,
-{
+async fn last_words(transport: &Transport, outgoing: &mut Outgoing, shared: &Shared) {
     loop {
         outgoing.fill(shared);
         if outgoing.rest().is_empty() {
             return;
         }
         let wrote = {
-            let mut write = pin!(io.write(outgoing.rest()));
+            let mut write = pin!(transport.write(outgoing.rest()));
             std::future::poll_fn(|cx| match write.as_mut().poll(cx) {
                 Poll::Ready(Ok(n)) => Poll::Ready(n),
                 Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(0),
@@ -268,17 +263,4 @@ where
         }
         outgoing.sending.advance(wrote);
     }
-}
-
-/// Has the system give up on a peer that acknowledges nothing, where it can.
-fn set_user_timeout(io: &impl AsFd, seconds: u32) {
-    #[cfg(target_os = "linux")]
-    if seconds > 0 {
-        let timeout = Some(Duration::from_secs(seconds.into()));
-        if let Err(error) = socket2::SockRef::from(io).set_tcp_user_timeout(timeout) {
-            log::debug!("TCP_USER_TIMEOUT: {error}");
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (io, seconds);
 }

@@ -13,9 +13,9 @@ use crate::wire::{Props, PropsBuf};
 
 /// Why something could not be done.
 ///
-/// After [`Error::Lost`] and [`Error::Closed`] the connection is of no use any more, after [`Error::ChannelClosed`] and
-/// [`Error::AckTimeout`] the channel; the others concern one operation.
-#[derive(Clone, Debug, Error)]
+/// After [`Error::Lost`], [`Error::NotRecovered`] and [`Error::Closed`] the connection is of no use any more, after
+/// [`Error::ChannelClosed`] and [`Error::AckTimeout`] the channel; the others concern one operation.
+#[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address is none.
@@ -55,6 +55,27 @@ pub enum Error {
     /// The connection has ended, other than by [`Connection::close`](super::Connection::close).
     #[error("connection lost: {0}")]
     Lost(Down),
+    /// The connection has ended, and making a new one was given up.
+    #[error(
+        "connection lost ({why}), and not recovered: {}",
+        last.as_ref().map_or_else(|| "no more attempts are allowed".to_owned(), |last| last.to_string())
+    )]
+    NotRecovered {
+        /// Why it ended.
+        why: Down,
+        /// What became of the last attempt, if there was one.
+        last: Option<Box<Self>>,
+    },
+    /// The connection was lost before the answer came; it is being recovered. The server may have done what it was asked.
+    #[error(
+        "{what}: the connection was lost before the answer came ({why}); it is being recovered"
+    )]
+    Unanswered {
+        /// What was asked.
+        what: &'static str,
+        /// Why it was lost.
+        why: Down,
+    },
     /// The connection, or this channel, was closed by us.
     #[error("closed")]
     Closed,
@@ -131,6 +152,9 @@ pub enum Busy {
     /// The server has asked publishers to wait.
     #[error("the server is short of memory or disk and takes no messages")]
     Blocked,
+    /// The connection was lost and is being recovered, or messages from before are being published again.
+    #[error("the connection is being recovered")]
+    Recovering,
 }
 
 /// A mandatory publishing that came back, because no queue takes it.
@@ -167,7 +191,10 @@ impl Error {
     /// Whether the connection has ended, so that only a new one helps.
     pub fn is_connection_gone(&self) -> bool {
         match self {
-            Self::Lost(_) | Self::Closed | Self::Unconfirmed(Lost::ConnectionDown(_)) => true,
+            Self::Lost(_)
+            | Self::NotRecovered { .. }
+            | Self::Closed
+            | Self::Unconfirmed(Lost::ConnectionDown(_)) => true,
             Self::Address(_)
             | Self::NoTls
             | Self::Connect { .. }
@@ -175,6 +202,7 @@ impl Error {
             | Self::VirtualHost { .. }
             | Self::ChannelClosed(_)
             | Self::AckTimeout(_)
+            | Self::Unanswered { .. }
             | Self::ChannelStuck
             | Self::ConsumerCancelled { .. }
             | Self::Timeout { .. }
@@ -196,11 +224,22 @@ impl Error {
             Self::LoginRefused { reason, .. }
             | Self::VirtualHost { reason, .. }
             | Self::Lost(Down::ClosedByPeer(reason))
+            | Self::Unanswered {
+                why: Down::ClosedByPeer(reason),
+                ..
+            }
             | Self::Unconfirmed(Lost::ConnectionDown(Down::ClosedByPeer(reason)))
             | Self::Unconfirmed(Lost::ChannelClosed(reason))
             | Self::ChannelClosed(reason)
             | Self::AckTimeout(reason) => Some(reason.code),
             Self::Returned(returned) => Some(returned.code),
+            Self::NotRecovered {
+                last: Some(last), ..
+            } => last.reply_code(),
+            Self::NotRecovered {
+                why: Down::ClosedByPeer(reason),
+                ..
+            } => Some(reason.code),
             _ => None,
         }
     }

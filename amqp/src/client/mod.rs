@@ -29,10 +29,20 @@
 //! ack, a publishing) is an ordinary call that leaves bytes behind; the driver sends the bytes of all tasks in one write. What needs an answer is
 //! a future. Nothing is locked and nothing copied between tasks; a delivery's body is copied once, out of the read buffer.
 //!
+//! # When a connection is lost
+//!
+//! By default it is made again ([`Options::recovery`]), on any of the address's hosts, after waits that grow, and gets back what the lost one had:
+//! exchanges, queues and bindings that were declared through it, channels, prefetch, confirm mode, consumers. Handles stay what they are.
+//! Meanwhile requests and publishings wait; a request that was under way fails with [`Error::Unanswered`]. A [`Publisher`] publishes again what has no
+//! confirm, so that it arrives at least once. [`Connection::events`] tells of all that, and of what could not be made again.
+//!
+//! Three things a user has to know: a message may come twice; a queue whose name the server chooses has another one afterwards
+//! ([`Consumer::queue`], [`ConnectionEvent::Recovered`]); and what was published without confirms may be lost.
+//!
 //! # What holds
 //!
-//! - Whoever waits is told when the connection or the channel is lost, at once and with the reason: requests, confirms, consumers, publishers
-//!   that wait for room.
+//! - Whoever waits is told when the connection or the channel is lost for good, at once and with the reason: requests, confirms, consumers,
+//!   publishers that wait for room.
 //! - Every request has a deadline ([`Options::rpc_timeout`]). One that is dropped or late is *abandoned*: its answer is taken off in its turn,
 //!   and undone where it matters (a consumer is cancelled, a message goes back).
 //! - What a server can make grow is bounded: by prefetch, by [`Cap`], by the window of a publisher, by the largest body that is taken.
@@ -43,13 +53,20 @@ mod book;
 mod channel;
 mod connection;
 mod consumer;
+mod dial;
 mod driver;
 mod error;
+mod policy;
 mod publisher;
+mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 mod request;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod transport;
+mod window;
 
 pub use channel::{Channel, DeclareExchange, DeclareQueue, QueueInfo};
 pub use connection::{Closed, Connection, ConnectionEvent, Events, connect, connect_to};
@@ -63,6 +80,10 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Seconds between heartbeats, 0 for none; `None` leaves it to the server.
+    ///
+    /// They leave from the kernel's own thread, so no task may keep that for longer than one interval without a pause: a server that hears nothing for
+    /// two closes the connection. [`ConnectionEvent::LoopLag`] warns at a quarter; work that takes long belongs in
+    /// [`kernel::run_in_thread`].
     pub heartbeat: Option<u16>,
     /// How the connection calls itself in the server's lists.
     pub name: Option<String>,
@@ -74,10 +95,40 @@ pub struct Options {
     pub high_water: usize,
     /// How long the server may take no bytes before it counts as dead; at least two heartbeats.
     pub write_stall: Duration,
+    /// How long the server lets a delivery go unsettled, its `consumer_timeout`: [`ConnectionEvent::AckDue`] warns when 80 % of that are
+    /// over. `None` for no warning.
+    pub ack_timeout: Option<Duration>,
+    /// How a connection that is lost is made again; `None` if it is not, and everything ends with it.
+    pub recovery: Option<Recovery>,
+}
+
+/// How a connection that is lost is made again.
+///
+/// Before each attempt there is a wait, of random length up to a bound that doubles from one to the next. An attempt tries all
+/// addresses of all hosts, in random order, and takes at most [`Options::connect_timeout`] for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The bound of the first wait.
+    pub first_wait: Duration,
+    /// The largest bound.
+    pub max_wait: Duration,
+    /// How many attempts in a row may fail before the connection is given up; `None` for any number.
+    pub attempts: Option<u32>,
+}
+
+impl Default for Recovery {
+    /// From 200 ms to 30 s, without an end.
+    fn default() -> Self {
+        Self {
+            first_wait: Duration::from_millis(200),
+            max_wait: Duration::from_secs(30),
+            attempts: None,
+        }
+    }
 }
 
 impl Default for Options {
-    /// The server's heartbeat, no name, 10 s to connect, 30 s for a request, 1 MiB, 30 s.
+    /// The server's heartbeat, no name, 10 s to connect, 30 s for a request, 1 MiB, 30 s, RabbitMQ's 30 minutes to settle, recovery.
     fn default() -> Self {
         Self {
             heartbeat: None,
@@ -86,6 +137,8 @@ impl Default for Options {
             rpc_timeout: Duration::from_secs(30),
             high_water: 1 << 20,
             write_stall: Duration::from_secs(30),
+            ack_timeout: Some(Duration::from_secs(30 * 60)),
+            recovery: Some(Recovery::default()),
         }
     }
 }

@@ -1,20 +1,17 @@
 //! Publishing: messages, and publishers that learn what became of them.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-use kernel::sync::Event as Flag;
 use kernel::{Interruptible, interruptible};
 
 use super::book::ChannelState;
 use super::channel::Channel;
-use super::error::{Busy, Error, Returned};
-use crate::proto::event::Lost;
-use crate::proto::unsettled::Slots;
+use super::error::{Busy, Error};
+use super::window::{Verdict, Window};
 use crate::wire::{Properties, Props, PropsBuf, Publish};
 
 /// A message to be published. Borrows everything, so that building one costs nothing.
@@ -112,16 +109,29 @@ impl<'a> Message<'a> {
 pub struct PublisherOptions {
     /// How many messages may wait for their confirm, at least 1.
     pub window: usize,
+    /// Where the connection [recovers](super::Options::recovery): keep each message until its confirm has come, and publish it again if the
+    /// connection is lost before. It arrives at least once, then, and twice if the confirm alone was lost; a consumer tells by
+    /// its `message_id`. Without, its [`Confirm`] says [`Error::Unconfirmed`].
+    pub replay: bool,
+    /// Bytes of messages that are kept for that. Publishing waits above it, though one message is always taken.
+    pub replay_bytes: usize,
 }
 
 impl Default for PublisherOptions {
-    /// A window of 1000.
+    /// A window of 1000, and at most 64 MiB kept for replay.
     fn default() -> Self {
-        Self { window: 1000 }
+        Self {
+            window: 1000,
+            replay: true,
+            replay_bytes: 64 << 20,
+        }
     }
 }
 
 /// Publishes on a channel of its own and learns what became of each message.
+///
+/// Where the connection recovers, the publisher does: meanwhile publishing waits, and what was not confirmed is published again
+/// before anything else, in the same order. No [`Confirm`] is lost over it.
 ///
 /// Made by [`Connection::publisher`](super::Connection::publisher). Dropping it closes its channel; what was posted has been sent, but
 /// no confirm comes any more: use [`Publisher::flush`] before.
@@ -160,7 +170,9 @@ impl Publisher {
         loop {
             match self.post(&message) {
                 Err(Error::Busy(Busy::Window)) => self.window().has_room.wait().await?,
-                Err(Error::Busy(Busy::HighWater | Busy::Blocked)) => self.channel.room().await?,
+                Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
+                    self.channel.room().await?;
+                }
                 outcome => return outcome,
             }
         }
@@ -178,8 +190,7 @@ impl Publisher {
             self.channel.check()?;
             return Err(Error::Busy(Busy::Window));
         }
-        let seq = self.channel.publish_now(message)?;
-        let index = window.posted(seq.expect("the channel is in confirm mode"));
+        let index = self.channel.publish_now(message, Some(window))?;
         let confirm = RawConfirm {
             channel: Rc::clone(self.channel.state()),
             index,
@@ -280,6 +291,7 @@ impl Future for RawConfirm {
             Verdict::Nacked => Err(Error::Nacked),
             Verdict::Returned(returned) => Err(Error::Returned(returned)),
             Verdict::Lost(lost) => Err(Error::Unconfirmed(*lost)),
+            Verdict::Refused(error) => Err(*error),
         })
     }
 }
@@ -289,144 +301,5 @@ impl Drop for RawConfirm {
         if !self.is_taken {
             self.window().forget(self.index);
         }
-    }
-}
-
-/// The broker's word on a publishing.
-pub(super) enum Verdict {
-    Confirmed,
-    Nacked,
-    Returned(Box<Returned>),
-    Lost(Box<Lost>),
-}
-
-/// The publishings of a channel that somebody may want to know about.
-///
-/// Those without an answer are numbered by the broker's count, and there are never more than the window allows. Each has a place in a table
-/// that is used again: the place outlives the answer until the [`Confirm`] has looked at it, so that one that is
-/// kept for long costs its own place and nothing more.
-pub(super) struct Window {
-    table: RefCell<Table>,
-    limit: usize,
-    has_room: Flag,
-    is_idle: Flag,
-}
-
-#[derive(Default)]
-struct Table {
-    by_seq: Slots<u32>,
-    places: Vec<Place>,
-    free: Vec<u32>,
-}
-
-enum Place {
-    Free,
-    /// No answer yet; who waits for it.
-    Waits(Option<Waker>),
-    Answered(Verdict),
-    /// No answer yet, and nobody wants it.
-    Forgotten,
-}
-
-impl Window {
-    pub(super) fn new(limit: usize) -> Self {
-        let (has_room, is_idle) = (Flag::new(), Flag::new());
-        has_room.set();
-        is_idle.set();
-        Self {
-            table: RefCell::default(),
-            limit: limit.max(1),
-            has_room,
-            is_idle,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        !self.has_room.is_set()
-    }
-
-    fn unconfirmed(&self) -> usize {
-        self.table.borrow().by_seq.len()
-    }
-
-    fn posted(&self, seq: u64) -> u32 {
-        let mut table = self.table.borrow_mut();
-        let index = match table.free.pop() {
-            Some(index) => index,
-            None => {
-                table.places.push(Place::Free);
-                table.places.len() as u32 - 1
-            }
-        };
-        table.places[index as usize] = Place::Waits(None);
-        // Something published on the channel past the publisher has a number, too.
-        while table.by_seq.next_tag() < seq {
-            table.by_seq.skip();
-        }
-        table.by_seq.push(index);
-        let is_full = table.by_seq.len() >= self.limit;
-        drop(table);
-        self.is_idle.clear();
-        if is_full {
-            self.has_room.clear();
-        }
-        index
-    }
-
-    /// The answer has come. Runs while the protocol is borrowed: whoever waits is the caller's to wake.
-    pub(super) fn resolve(&self, seq: u64, verdict: Verdict) -> Option<Waker> {
-        let mut table = self.table.borrow_mut();
-        let index = table.by_seq.take(seq)?;
-        let place = &mut table.places[index as usize];
-        match std::mem::replace(place, Place::Answered(verdict)) {
-            Place::Waits(waker) => waker,
-            Place::Forgotten | Place::Answered(_) | Place::Free => {
-                *place = Place::Free;
-                table.free.push(index);
-                None
-            }
-        }
-    }
-
-    /// Lets those go on who wait for room, or for the last answer; to be called when answers have come and nothing is borrowed.
-    pub(super) fn open(&self) {
-        let unconfirmed = self.unconfirmed();
-        if unconfirmed < self.limit {
-            self.has_room.set();
-        }
-        if unconfirmed == 0 {
-            self.is_idle.set();
-        }
-    }
-
-    /// The answer, if it is there, and then its place is free; otherwise `waker` is called when it comes.
-    fn take(&self, index: u32, waker: &Waker) -> Option<Verdict> {
-        let mut table = self.table.borrow_mut();
-        let place = &mut table.places[index as usize];
-        if let Place::Waits(waiting) = place {
-            let old = waiting.replace(waker.clone());
-            drop(table);
-            drop(old);
-            return None;
-        }
-        let Place::Answered(verdict) = std::mem::replace(place, Place::Free) else {
-            unreachable!("a place belongs to its confirm until that has the answer");
-        };
-        table.free.push(index);
-        Some(verdict)
-    }
-
-    fn forget(&self, index: u32) {
-        let mut table = self.table.borrow_mut();
-        let place = &mut table.places[index as usize];
-        let old = if let Place::Waits(_) = place {
-            std::mem::replace(place, Place::Forgotten)
-        } else {
-            let old = std::mem::replace(place, Place::Free);
-            table.free.push(index);
-            old
-        };
-        drop(table);
-        drop(old);
     }
 }

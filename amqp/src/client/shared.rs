@@ -1,26 +1,34 @@
 //! What the handles of a connection and its driver have in common.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use kernel::Interrupt;
 use kernel::sync::{Event as Flag, promise};
+use kernel::{Interrupt, Task};
 
 use super::Options;
-use super::book::{Asked, Book, ChannelState, Todo};
+use super::book::{Asked, Book, ChannelState, Gate, Todo};
+use super::connection::ConnectionEvent;
 use super::consumer::Subscription;
+use super::dial::chance;
 use super::error::{Busy, Error};
+use super::policy::Policy;
 use super::publisher::{Message, MessageProps};
 use super::request::Request;
+use super::window::Window;
 use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
-use crate::proto::event::{ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Refused, ReqId};
-use crate::proto::handshake::Tuned;
+use crate::proto::event::{
+    ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Refused, ReqId,
+};
+use crate::proto::topology::{ChannelTag, Journal};
 use crate::proto::unsettled::Settle;
 
 /// What the handles of a connection and its driver have in common.
 pub(super) struct Shared {
+    pub(super) me: Weak<Self>,
     pub(super) core: RefCell<Core>,
     pub(super) book: RefCell<Book>,
     /// There is something for the driver to do.
@@ -29,17 +37,36 @@ pub(super) struct Shared {
     has_room: Cell<bool>,
     /// Never set for longer than it takes to wake those who wait: they look for themselves at what has changed.
     changed: Flag,
-    /// The handshake is through, or has failed.
-    pub(super) ready: Flag,
     pub(super) ended: Flag,
+    /// How it ended, for good; until then, connections may come and go.
     pub(super) down: OnceCell<Down>,
+    /// What that means for those who ask for something.
+    pub(super) gone: OnceCell<Error>,
+    /// What is to be made again on a new connection; stays empty where none is made.
+    pub(super) journal: RefCell<Journal>,
+    /// Whether a lost connection is made again.
+    pub(super) policy: Option<RefCell<Policy>>,
+    /// Why the last connection was lost, from then until everything is as it was.
+    pub(super) lost: RefCell<Option<Down>>,
+    /// When all was as it should be for the first time on this connection.
+    pub(super) up_since: Cell<Instant>,
+    /// The task that restores what was lost, while there is anything to restore.
+    pub(super) carer: RefCell<Option<Task<()>>>,
+    /// Consumers that the server has ended, and that are to be started again.
+    pub(super) orphans: RefCell<Vec<Rc<Subscription>>>,
+    pub(super) orphaned: Flag,
+    next_tag: Cell<ChannelTag>,
+    /// The most by which the driver was late.
+    pub(super) lag: Cell<Duration>,
+    /// Nothing is to be made again any more: the task that runs the connection ends.
+    pub(super) ends: Cell<bool>,
     /// Bytes that the driver has taken to send and the system has not taken yet.
     pub(super) unsent: Cell<usize>,
     /// Consumers that hold more than they may: while there are any, nothing is read.
     pub(super) overfull: Cell<usize>,
     pub(super) closing: Cell<Closing>,
     /// How many publishings had no answer when the connection ended.
-    left_unconfirmed: Cell<usize>,
+    pub(super) left_unconfirmed: Cell<usize>,
     /// For properties that are given unencoded.
     scratch: RefCell<Vec<u8>>,
     pub(super) options: Options,
@@ -57,13 +84,31 @@ pub(super) enum Closing {
 
 impl Shared {
     pub(super) fn new(core: Core, options: Options) -> Rc<Self> {
-        Rc::new(Self {
+        let policy = options
+            .recovery
+            .map(|r| RefCell::new(Policy::new(r, chance(0))));
+        let book = Book {
+            recovers: policy.is_some(),
+            ..Book::default()
+        };
+        Rc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             core: RefCell::new(core),
-            book: RefCell::default(),
+            book: RefCell::new(book),
+            gone: OnceCell::new(),
+            journal: RefCell::default(),
+            policy,
+            lost: RefCell::default(),
+            up_since: Cell::new(kernel::now()),
+            carer: RefCell::default(),
+            orphans: RefCell::default(),
+            orphaned: Flag::new(),
+            next_tag: Cell::new(0),
+            lag: Cell::new(Duration::ZERO),
+            ends: Cell::new(false),
             nudge: Flag::new(),
-            has_room: Cell::new(false),
+            has_room: Cell::new(true),
             changed: Flag::new(),
-            ready: Flag::new(),
             ended: Flag::new(),
             down: OnceCell::new(),
             unsent: Cell::new(0),
@@ -94,20 +139,35 @@ impl Shared {
         !matches!(self.closing.get(), Closing::No)
     }
 
+    /// Whether the connection is lost, and not all is yet as it was.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.lost.borrow().is_some()
+    }
+
     /// Why nothing can be asked any more, if that is so.
     pub(super) fn check_open(&self) -> Result<(), Error> {
-        match self.down.get() {
-            Some(down) => Err(down.clone().into()),
+        match self.gone.get() {
+            Some(error) => Err(error.clone()),
             None if self.is_closing() => Err(Error::Closed),
             None => Ok(()),
         }
     }
 
-    /// Waits for the end of the handshake.
-    pub(super) async fn up(&self) -> Result<Tuned, Error> {
-        self.ready.wait().await?;
-        self.peek(Core::tuned)
-            .ok_or_else(|| self.down().cloned().unwrap_or(Down::ClosedByUs).into())
+    /// Waits while `is_away` says that a recovery is in the way, as long as one request may take.
+    pub(super) async fn recovered(&self, is_away: impl Fn() -> bool) -> Result<(), Error> {
+        if !is_away() {
+            return self.check_open();
+        }
+        let after = self.options.rpc_timeout;
+        let back = async {
+            while is_away() && self.check_open().is_ok() {
+                self.changed.wait().await?;
+            }
+            self.check_open()
+        };
+        let what = "waiting for the connection to recover";
+        let back = kernel::ignore_after(after, back).await?;
+        back.ok_or(Error::Timeout { what, after })
     }
 
     /// Waits for the end of the connection.
@@ -143,51 +203,130 @@ impl Shared {
         })
     }
 
-    /// Appends a message if that is possible now.
+    /// Appends a message if that is possible now, and notes it in the window of the publisher that it belongs to. Answers its
+    /// place there.
     pub(super) fn publish(
         &self,
         channel: &ChannelState,
         message: &Message<'_>,
-    ) -> Result<Option<u64>, Error> {
-        if !self.has_room.get() || self.is_closing() || channel.is_stopped.get() {
-            self.check_open()?;
-            if let Some(error) = channel.down.get() {
-                return Err(error.clone());
-            }
-            let is_blocked = channel.is_stopped.get() || self.peek(Core::is_blocked);
-            return Err(Error::Busy(if is_blocked {
-                Busy::Blocked
-            } else {
-                Busy::HighWater
-            }));
+        window: Option<&Window>,
+    ) -> Result<u32, Error> {
+        if !self.has_room.get()
+            || self.is_closing()
+            || channel.is_stopped.get()
+            || channel.gate.get() != Gate::Open
+        {
+            return Err(self.why_busy(channel));
         }
-        let mut core = self.core.borrow_mut();
-        let put = |core: &mut Core, props: &[u8]| {
-            core.publish(channel.key, &message.publish, props, message.body)
-        };
-        let published = match message.props {
-            MessageProps::Encoded(props) => put(&mut core, props.as_bytes()),
+        match message.props {
+            MessageProps::Encoded(props) => self.put(channel, message, props.as_bytes(), window),
             MessageProps::Built(properties) => {
                 let mut scratch = self.scratch.borrow_mut();
                 scratch.clear();
                 properties.encode_into(&mut scratch)?;
-                put(&mut core, &scratch)
+                self.put(channel, message, &scratch, window)
             }
+        }
+    }
+
+    #[cold]
+    fn why_busy(&self, channel: &ChannelState) -> Error {
+        if let Err(error) = self.check_open() {
+            return error;
+        }
+        if let Some(error) = channel.down.get() {
+            return error.clone();
+        }
+        Error::Busy(if channel.gate.get() != Gate::Open {
+            Busy::Recovering
+        } else if channel.is_stopped.get() || self.peek(Core::is_blocked) {
+            Busy::Blocked
+        } else {
+            Busy::HighWater
+        })
+    }
+
+    #[inline]
+    fn put(
+        &self,
+        channel: &ChannelState,
+        message: &Message<'_>,
+        props: &[u8],
+        window: Option<&Window>,
+    ) -> Result<u32, Error> {
+        let Message { publish, body, .. } = message;
+        let mut core = self.core.borrow_mut();
+        // A large body that may be needed again is kept in the memory that it is sent from.
+        let large: Option<Rc<[u8]>> =
+            (!core.is_short(body) && window.is_some_and(Window::replays)).then(|| (*body).into());
+        let published = match &large {
+            Some(body) => core.publish_shared(channel.key.get(), publish, props, body),
+            None => core.publish(channel.key.get(), publish, props, body),
         };
         let queued = core.output_len();
         drop(core);
         let seq = published.map_err(|refused| self.refused(refused, channel))?;
+        self.queued(queued);
+        Ok(match window {
+            Some(window) => {
+                let seq = seq.expect("a publisher's channel is in confirm mode");
+                window.posted(seq, publish, props, body, large)
+            }
+            None => 0,
+        })
+    }
+
+    /// Publishes a message again that a lost connection left without an answer: the oldest. `false` if there is none.
+    pub(super) fn publish_again(
+        &self,
+        channel: &ChannelState,
+        window: &Window,
+    ) -> Result<bool, Error> {
+        let Some(index) = window.next_again() else {
+            return Ok(false);
+        };
+        if let Some(error) = channel.down.get() {
+            return Err(error.clone());
+        }
+        if !self.has_room.get() || channel.is_stopped.get() {
+            return Err(Error::Busy(Busy::HighWater));
+        }
+        let mut core = self.core.borrow_mut();
+        let key = channel.key.get();
+        let published = window.with_kept(index, |kept| match kept.large {
+            Some(body) => core.publish_shared(key, &kept.publish, kept.props, body),
+            None => core.publish(key, &kept.publish, kept.props, kept.body),
+        });
+        let queued = core.output_len();
+        drop(core);
+        match published {
+            Ok(seq) => {
+                window.posted_again(seq.expect("a publisher's channel is in confirm mode"));
+                self.queued(queued);
+            }
+            // The new server may take less than the old one.
+            Err(Refused::Encode(error)) => {
+                if let Some(waker) = window.refused_again(error.into()) {
+                    waker.wake();
+                }
+                window.open();
+            }
+            Err(refused) => return Err(self.refused(refused, channel)),
+        }
+        Ok(true)
+    }
+
+    fn queued(&self, queued: usize) {
         if queued + self.unsent.get() > self.options.high_water {
             self.has_room.set(false);
         }
         self.nudge.set();
-        Ok(seq)
     }
 
     /// The best explanation of why the protocol refused something on a channel.
     pub(super) fn refused(&self, refused: Refused, channel: &ChannelState) -> Error {
-        match (refused, self.down(), channel.down.get()) {
-            (Refused::NotOpen | Refused::ChannelGone, Some(down), _) => down.clone().into(),
+        match (refused, self.gone.get(), channel.down.get()) {
+            (Refused::NotOpen | Refused::ChannelGone, Some(gone), _) => gone.clone(),
             (Refused::NotOpen | Refused::ChannelGone, None, Some(error)) => error.clone(),
             (refused, ..) => refused.into(),
         }
@@ -195,9 +334,20 @@ impl Shared {
 
     /// Waits until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
     pub(super) async fn room(&self, channel: &ChannelState) -> Result<(), Interrupt> {
-        while (!self.has_room.get() || channel.is_stopped.get())
+        while (!self.has_room.get() || channel.is_stopped.get() || channel.gate.get() != Gate::Open)
             && channel.down.get().is_none()
             && self.check_open().is_ok()
+        {
+            self.changed.wait().await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Shared::room`], for those who publish before all others.
+    pub(super) async fn room_to_replay(&self, channel: &ChannelState) -> Result<(), Interrupt> {
+        while (!self.has_room.get() || channel.is_stopped.get())
+            && channel.down.get().is_none()
+            && self.gone.get().is_none()
         {
             self.changed.wait().await?;
         }
@@ -231,22 +381,33 @@ impl Shared {
         }
     }
 
+    /// A name for a channel that outlives its connection.
+    pub(super) fn new_tag(&self) -> ChannelTag {
+        let tag = self.next_tag.get();
+        self.next_tag.set(tag.wrapping_add(1));
+        tag
+    }
+
     pub(super) fn add_channel(&self, state: &Rc<ChannelState>) {
         let mut book = self.book.borrow_mut();
-        let at = usize::from(state.key.id());
+        let at = usize::from(state.key.get().id());
         if book.channels.len() <= at {
             book.channels.resize_with(at + 1, || None);
         }
         book.channels[at] = Some(Rc::clone(state));
     }
 
-    pub(super) fn remove_channel(&self, key: ChannelKey) {
+    pub(super) fn remove_channel(&self, state: &ChannelState) {
         let mut book = self.book.borrow_mut();
+        let key = state.key.get();
         if let Some(slot) = book.channels.get_mut(usize::from(key.id()))
-            && slot.as_ref().is_some_and(|state| state.key == key)
+            && slot.as_ref().is_some_and(|state| state.key.get() == key)
         {
             *slot = None;
         }
+        book.suspended.retain(|other| other.tag != state.tag);
+        drop(book);
+        self.journal.borrow_mut().closed_channel(state.tag);
     }
 
     pub(super) fn add_consumer(&self, key: ConsumerKey, subscription: &Rc<Subscription>) {
@@ -289,7 +450,7 @@ impl Shared {
         let outcome = {
             let mut core = self.core.borrow_mut();
             let mut book = self.book.borrow_mut();
-            f(&mut core, &mut |event| book.note(event, &self.down))
+            f(&mut core, &mut |event| book.note(event))
         };
         self.catch_up();
         outcome
@@ -314,15 +475,10 @@ impl Shared {
                     self.settle(key, Settle::Nack { requeue: true });
                 }
                 Todo::Pulse => self.pulse(),
-                Todo::Log(event) => {
-                    let logs = std::mem::take(&mut self.book.borrow_mut().logs);
-                    let live = logs.into_iter().filter(|log| {
-                        let log = log.upgrade();
-                        log.map(|log| log.push(event.clone())).is_some()
-                    });
-                    let live: Vec<_> = live.collect();
-                    self.book.borrow_mut().logs.extend(live);
-                }
+                Todo::Cancelled(subscription) => self.cancelled(subscription),
+                Todo::Forget(tag) => self.journal.borrow_mut().closed_channel(tag),
+                Todo::Down(down) => self.went_down(down),
+                Todo::Log(event) => self.log(&event),
             }
         }
         // Keep the room; whatever came meanwhile goes first the next time.
@@ -331,10 +487,18 @@ impl Shared {
             book.todo = todo;
         }
         drop(book);
-        if self.down.get().is_some() || self.peek(|core| core.tuned().is_some()) {
-            self.ready.set();
-        }
         self.update_room();
+    }
+
+    /// Tells everybody who watches.
+    pub(super) fn log(&self, event: &ConnectionEvent) {
+        let logs = std::mem::take(&mut self.book.borrow_mut().logs);
+        let live = logs.into_iter().filter(|log| {
+            let log = log.upgrade();
+            log.map(|log| log.push(event.clone())).is_some()
+        });
+        let live: Vec<_> = live.collect();
+        self.book.borrow_mut().logs.extend(live);
     }
 
     /// Lets publishers go on below the low-water mark, and stops them while the server asks for that.
@@ -357,6 +521,32 @@ impl Shared {
         }
         self.with_sink(|core, sink| core.tick(now, sink));
         self.time_out_requests(now);
+        if let Some(timeout) = self.options.ack_timeout {
+            let mut due = Vec::new();
+            let mut core = self.core.borrow_mut();
+            core.overdue(now, timeout.mul_f64(0.8), |channel, tag, held| {
+                let channel = channel.id();
+                due.push(ConnectionEvent::AckDue { channel, tag, held });
+            });
+            drop(core);
+            for event in due {
+                log::warn!("a delivery has not been settled for long: {event:?}");
+                self.log(&event);
+            }
+        }
+    }
+
+    /// The driver's turn came so much later than it was due.
+    pub(super) fn lagged(&self, lag: Duration) {
+        self.lag.set(self.lag.get().max(lag));
+        let heartbeat = self.peek(heartbeat);
+        if !heartbeat.is_zero() && lag >= heartbeat / 4 {
+            let secs = lag.as_secs_f64();
+            log::warn!(
+                "a task has kept the kernel busy: the connection had its turn {secs} s late"
+            );
+            self.log(&ConnectionEvent::LoopLag(lag));
+        }
     }
 
     pub(super) fn time_out_requests(&self, now: Instant) {
@@ -390,7 +580,7 @@ impl Shared {
             return;
         }
         self.with_core(|core| {
-            if let Ok(request) = core.close_channel(state.key, ReplyCode::SUCCESS, "bye") {
+            if let Ok(request) = core.close_channel(state.key.get(), ReplyCode::SUCCESS, "bye") {
                 core.abandon(request);
             }
         });
@@ -400,29 +590,40 @@ impl Shared {
     /// Nothing can be done on a channel any more.
     pub(super) fn channel_closes(&self, state: &ChannelState, why: &Error) {
         if state.down.set(why.clone()).is_ok() {
-            self.book.borrow_mut().end_consumers(Some(state.key), why);
+            let key = state.key.get();
+            self.book.borrow_mut().end_consumers(Some(key), why);
+            self.journal.borrow_mut().closed_channel(state.tag);
+            if let Some(window) = &state.window {
+                // What was to be published again is not.
+                let (_, wakers) = window.give_up(&Lost::ChannelClosedByUs);
+                wakers.into_iter().for_each(Waker::wake);
+                window.open();
+            }
             self.catch_up();
             self.pulse();
         }
     }
 
     /// When [`Shared::tick`] and the driver have something to do, whatever the socket brings.
-    pub(super) fn deadline(&self, stalled_since: Option<Instant>) -> Option<Instant> {
+    pub(super) fn deadline(&self, stalled_since: Option<Instant>, now: Instant) -> Option<Instant> {
         let stall = stalled_since.map(|since| since + self.write_stall());
         let closing = match self.closing.get() {
             Closing::No | Closing::Within(_) => None,
             Closing::By(deadline) => Some(deadline),
         };
         let request = self.book.borrow_mut().next_timeout();
-        let core = self.peek(Core::deadline);
-        [core, request, stall, closing].into_iter().flatten().min()
+        let (core, heartbeat) = self.peek(|core| (core.deadline(), heartbeat(core)));
+        // Often enough to see by its own lateness that the kernel is busy.
+        let lag = (!heartbeat.is_zero()).then(|| now + heartbeat / 8);
+        // A twentieth is the most by which a warning comes late.
+        let acks = self.options.ack_timeout.map(|timeout| now + timeout / 20);
+        let due = [core, request, stall, closing, lag, acks];
+        due.into_iter().flatten().min()
     }
 
     /// How long the peer may refuse to take bytes.
     pub(super) fn write_stall(&self) -> Duration {
-        let heartbeat = self.peek(|core| core.tuned().map_or(0, |tuned| tuned.heartbeat));
-        let silence = Duration::from_secs(u64::from(heartbeat) * 2);
-        self.options.write_stall.max(silence)
+        self.options.write_stall.max(self.peek(heartbeat) * 2)
     }
 
     /// One step of closing; the first is to wait until everything that was queued before has left.
@@ -439,12 +640,12 @@ impl Shared {
         let is_late = now >= deadline;
         let (is_open, unconfirmed) =
             self.peek(|core| (core.tuned().is_some(), core.all_unconfirmed()));
+        let unconfirmed = unconfirmed + self.to_be_replayed();
         if is_open && (is_late || (unconfirmed == 0 && all_is_sent)) {
             // It is open, so that is not refused.
             let _ = self.with_core(|core| core.close(ReplyCode::SUCCESS, "bye"));
         }
-        if is_late || !self.ready.is_set() {
-            // The server does not answer in time, or there is no connection yet and so nothing to be polite about.
+        if is_late {
             self.give_up(Down::ClosedByUs);
         }
     }
@@ -453,20 +654,19 @@ impl Shared {
         self.with_sink(|core, sink| core.give_up(down, sink));
     }
 
-    /// The connection is over, one way or another.
-    pub(super) fn end(&self) {
-        if !self.peek(Core::is_down) {
-            self.give_up(Down::Io("the task that runs it was ended".to_owned()));
-        }
-        let mut book = self.book.borrow_mut();
-        let gone = std::mem::take(&mut *book);
-        self.left_unconfirmed.set(gone.left_unconfirmed);
-        drop(book);
-        drop(gone);
-        self.ready.set();
-        self.pulse();
-        self.ended.set();
+    /// How many messages of a lost connection have not been published again.
+    fn to_be_replayed(&self) -> usize {
+        let book = self.book.borrow();
+        let states = book.channels.iter().flatten().chain(&book.suspended);
+        let windows = states.filter_map(|state| state.window.as_ref());
+        windows.map(Window::to_be_replayed).sum()
     }
+}
+
+/// The interval that was agreed upon; zero for none.
+fn heartbeat(core: &Core) -> Duration {
+    let seconds = core.tuned().map_or(0, |tuned| tuned.heartbeat);
+    Duration::from_secs(seconds.into())
 }
 
 impl std::fmt::Debug for Shared {

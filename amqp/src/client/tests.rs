@@ -7,11 +7,13 @@ use kernel::net::UnixStream;
 use kernel::{Builder, VirtualClock, spawn};
 
 use super::connection::Connection;
+use super::dial::Dialer;
+use super::transport::Transport;
 use super::*;
 use crate::error::ReplyCode;
 use crate::proto::event::Down;
 use crate::proto::handshake::{Auth, ClientConfig, Limits};
-use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue, tx};
 use crate::wire::frame::{put_content, put_heartbeat};
 use crate::wire::{AnyMethod, Deliver, Frame, Props, Splitter};
 
@@ -60,6 +62,15 @@ impl Server {
         }
     }
 
+    /// Takes what the client has said in the handshake.
+    async fn shook_hands(&mut self) {
+        let mut header = [0; 8];
+        self.stream.read(&mut header).await.unwrap();
+        for _ in ["start-ok", "tune-ok", "open"] {
+            self.heard().await;
+        }
+    }
+
     async fn says(&self, channel: u16, method: Method) {
         let mut out = Vec::new();
         cold::put(&mut out, channel, &method);
@@ -105,27 +116,41 @@ fn with_server<F: Future<Output = Result<(), Error>>>(
             read: Vec::new(),
             heartbeats: 0,
         };
-        handshake(&server).await;
-        let config = ClientConfig {
-            auth: Auth::External,
-            virtual_host: "/".into(),
-            limits: Limits::default(),
-            name: String::new(),
-        };
-        let connection = Connection::start(near, config, options);
-        connection.up().await?;
-        let mut header = [0; 8];
-        server.stream.read(&mut header).await.unwrap();
-        for _ in ["start-ok", "tune-ok", "open"] {
-            server.heard().await;
-        }
+        let mut out = Vec::new();
+        put_handshake(&mut out);
+        server.stream.write_all(&out).await.unwrap();
+        let mut near = Some(near);
+        let mut dialer = Dialer::Script(Box::new(move || {
+            let near = near.take().ok_or(std::io::ErrorKind::ConnectionRefused)?;
+            Ok((Transport::Unix(near), config()))
+        }));
+        let link = dialer.dial(&options).await?;
+        let connection = Connection::start(link, dialer, options);
+        server.shook_hands().await;
         body(connection, server, clock).await
     });
     run.unwrap().unwrap();
 }
 
+pub(super) fn config() -> ClientConfig {
+    ClientConfig {
+        auth: Auth::External,
+        virtual_host: "/".into(),
+        limits: Limits::default(),
+        name: String::new(),
+    }
+}
+
+/// A connection that is not made again.
+fn plain() -> Options {
+    Options {
+        recovery: None,
+        ..Options::default()
+    }
+}
+
 /// All that a server says to a client that does as expected.
-async fn handshake(server: &Server) {
+pub(super) fn put_handshake(out: &mut Vec<u8>) {
     use connection::AMQPMethod as M;
     let start = connection::Start {
         version_major: 0,
@@ -144,7 +169,7 @@ async fn handshake(server: &Server) {
         M::Tune(tune),
         M::OpenOk(connection::OpenOk {}),
     ] {
-        server.says(0, Method::Connection(method)).await;
+        cold::put(out, 0, &Method::Connection(method));
     }
 }
 
@@ -208,7 +233,7 @@ async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Er
 /// Accepts: amqp/R7
 #[test]
 fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let mut consumer = consumer(&channel, &mut server).await?;
         let delivery = consumer.next().await?.unwrap();
@@ -251,7 +276,7 @@ fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {
 /// Accepts: amqp/R8, amqp/R18
 #[test]
 fn a_server_that_closes_is_answered_and_everybody_is_told() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let publisher = publisher(&connection, &mut server).await?;
         let channel = publisher.channel().clone();
         let confirm = publisher.post(&Message::new(b"x").key("tasks"))?;
@@ -295,7 +320,7 @@ fn a_server_that_closes_is_answered_and_everybody_is_told() {
 fn a_request_has_a_deadline_and_the_second_late_one_in_a_row_closes_the_channel() {
     let options = Options {
         rpc_timeout: secs(5),
-        ..Options::default()
+        ..plain()
     };
     with_server(options, async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
@@ -341,7 +366,7 @@ fn a_request_has_a_deadline_and_the_second_late_one_in_a_row_closes_the_channel(
 /// Accepts: amqp/R24, feature/blocked
 #[test]
 fn a_blocked_connection_parks_publishers_and_nothing_else() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let mut consumer = consumer(&channel, &mut server).await?;
         let delivery = consumer.next().await?.unwrap();
@@ -387,10 +412,63 @@ fn a_blocked_connection_parks_publishers_and_nothing_else() {
     });
 }
 
+/// Accepts: feature/flow_and_tx
+#[test]
+fn a_channel_that_the_server_stops_publishes_when_it_may_and_transactions_are_plain_calls() {
+    with_server(plain(), async |connection, mut server, _| {
+        let channel = open(&connection, &mut server).await?;
+        let flow = |active| Method::Channel(channel::AMQPMethod::Flow(channel::Flow { active }));
+        let flow_ok = |active| {
+            let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active });
+            (1, AnyMethodOwned::Cold(Method::Channel(ok)))
+        };
+        server.says(1, flow(false)).await;
+        assert_eq!(server.heard().await, flow_ok(false));
+        let message = Message::new(b"x").key("tasks");
+        let busy = channel.try_publish(&message);
+        assert!(matches!(busy, Err(Error::Busy(Busy::Blocked))), "{busy:?}");
+        let parked = spawn({
+            let channel = channel.clone();
+            async move { channel.publish(Message::new(b"x").key("tasks")).await }
+        });
+        kernel::sleep(secs(1)).await?;
+        assert!(!parked.is_terminated());
+        server.says(1, flow(true)).await;
+        assert_eq!(server.heard().await, flow_ok(true));
+        assert_eq!(server.heard().await, (1, AnyMethodOwned::Publish));
+        parked.join().await.unwrap()?;
+
+        for (request, answer) in [
+            (
+                tx::AMQPMethod::Select(tx::Select {}),
+                tx::AMQPMethod::SelectOk(tx::SelectOk {}),
+            ),
+            (
+                tx::AMQPMethod::Rollback(tx::Rollback {}),
+                tx::AMQPMethod::RollbackOk(tx::RollbackOk {}),
+            ),
+            (
+                tx::AMQPMethod::Commit(tx::Commit {}),
+                tx::AMQPMethod::CommitOk(tx::CommitOk {}),
+            ),
+        ] {
+            let (request, answer) = (Method::Tx(request), Method::Tx(answer));
+            let calling = spawn({
+                let (channel, request) = (channel.clone(), request.clone());
+                async move { channel.call(request).await }
+            });
+            assert_eq!(server.heard().await, (1, AnyMethodOwned::Cold(request)));
+            server.says(1, answer.clone()).await;
+            assert_eq!(calling.join().await.unwrap()?, answer);
+        }
+        Ok(())
+    });
+}
+
 /// Accepts: amqp/R9
 #[test]
 fn a_server_that_takes_no_bytes_is_given_up_though_it_still_talks() {
-    with_server(Options::default(), async |connection, mut server, clock| {
+    with_server(plain(), async |connection, mut server, clock| {
         let channel = open(&connection, &mut server).await?;
         let body = vec![0; 4 << 20];
         channel.publish(Message::new(&body).key("tasks")).await?;
@@ -413,6 +491,106 @@ fn a_server_that_takes_no_bytes_is_given_up_though_it_still_talks() {
     });
 }
 
+/// Accepts: amqp/R10
+#[test]
+fn a_task_that_keeps_the_kernel_busy_is_told_of_and_the_heartbeat_goes_first() {
+    with_server(plain(), async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let mut events = connection.events();
+        consumer.next().await?.unwrap().ack();
+        server.heard().await;
+        assert_eq!(connection.loop_lag(), Duration::ZERO);
+
+        // A quarter is 2.5 s, and it is looked at each 1.25 s.
+        clock.advance(secs(2));
+        kernel::sleep(Duration::from_millis(1)).await?;
+        assert!(connection.loop_lag() <= secs(2) && connection.loop_lag() > Duration::ZERO);
+        clock.advance(secs(7));
+        // Something of the server's waits to be answered; the heartbeat goes before that.
+        let flow = channel::AMQPMethod::Flow(channel::Flow { active: true });
+        server.says(1, Method::Channel(flow)).await;
+        let event = events.next().await?;
+        let Some(ConnectionEvent::LoopLag(lag)) = event else {
+            panic!("{event:?}")
+        };
+        assert!(
+            lag <= secs(7) && lag >= secs(7) - Duration::from_millis(1250),
+            "{lag:?}"
+        );
+        assert_eq!(connection.loop_lag(), lag);
+        let mut said = Vec::new();
+        put_heartbeat(&mut said);
+        let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active: true });
+        cold::put(&mut said, 1, &Method::Channel(ok));
+        let mut bytes = [0; 100];
+        let n = server.stream.read(&mut bytes).await.unwrap();
+        assert_eq!(bytes[..n], said);
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R31
+#[test]
+fn a_delivery_held_for_long_is_warned_of_before_the_server_closes_its_channel() {
+    let options = Options {
+        heartbeat: Some(0),
+        ack_timeout: Some(secs(100)),
+        ..plain()
+    };
+    with_server(options, async |connection, mut server, clock| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let mut events = connection.events();
+        let delivery = consumer.next().await?.unwrap();
+        let talker = spawn({
+            let stream = server.stream;
+            async move {
+                for _ in 0..20 {
+                    kernel::sleep(secs(5)).await?;
+                    let mut out = Vec::new();
+                    put_heartbeat(&mut out);
+                    stream.write_all(&out).await.unwrap();
+                }
+                let close = channel::Close {
+                    reply_code: 406,
+                    reply_text: "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                                 Timeout value used: 100000 ms. This timeout value can be configured, see consumers doc guide to learn more"
+                        .into(),
+                    class_id: 0,
+                    method_id: 0,
+                };
+                let mut out = Vec::new();
+                let close = channel::AMQPMethod::Close(close);
+                cold::put(&mut out, 1, &Method::Channel(close));
+                stream.write_all(&out).await.unwrap();
+                Ok::<_, Error>(stream)
+            }
+        });
+        let event = events.next().await?;
+        let Some(ConnectionEvent::AckDue {
+            channel: 1,
+            tag: 1,
+            held,
+        }) = event
+        else {
+            panic!("{event:?}")
+        };
+        assert!(held >= secs(80), "{held:?}");
+        assert!(
+            clock.elapsed() >= secs(80) && clock.elapsed() <= secs(90),
+            "{:?}",
+            clock.elapsed()
+        );
+        assert_eq!(delivery.tag(), 1);
+        let error = consumer.next().await.unwrap_err();
+        assert!(matches!(error, Error::AckTimeout(_)), "{error}");
+        assert_eq!(delivery.ack(), Settled::Stale);
+        drop(talker);
+        Ok(())
+    });
+}
+
 async fn put_and_write(server: &Server) {
     let mut heartbeat = Vec::new();
     put_heartbeat(&mut heartbeat);
@@ -420,8 +598,18 @@ async fn put_and_write(server: &Server) {
     let _ = server.stream.write_all(&heartbeat).await;
 }
 
+/// Polls three futures in one task.
+pub(super) async fn join3<A: Future, B: Future, C: Future>(
+    a: A,
+    b: B,
+    c: C,
+) -> (A::Output, B::Output, C::Output) {
+    let (a, (b, c)) = futures_join(a, futures_join(b, c)).await;
+    (a, b, c)
+}
+
 /// Polls two futures in one task.
-async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
+pub(super) async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
     let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
     let (mut first, mut second) = (None, None);
     std::future::poll_fn(|cx| {

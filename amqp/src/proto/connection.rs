@@ -19,7 +19,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
 use super::confirms::{Confirms, fingerprint};
@@ -163,6 +163,30 @@ impl Connection {
         }
     }
 
+    /// Sends a heartbeat if one is due, and does nothing else: for a caller that is late, before it looks at anything that has come.
+    pub fn beat(&mut self, now: Instant) {
+        if self.beat.is_due(now) && self.out.is_empty() && !self.is_down() {
+            self.beat.wrote(now);
+            put_heartbeat(self.out.lane(0));
+        }
+    }
+
+    /// Tells of deliveries that have been unsettled for `limit`, of each once, by channel and tag: see [`Unsettled::overdue`].
+    ///
+    /// [`Unsettled::overdue`]: super::unsettled::Unsettled::overdue
+    pub fn overdue(
+        &mut self,
+        now: Instant,
+        limit: Duration,
+        mut tell: impl FnMut(ChannelKey, u64, Duration),
+    ) {
+        for channel in self.channels.iter_mut().flatten() {
+            if let Some((tag, held)) = channel.unsettled.overdue(now, limit) {
+                tell(channel.key, tag, held);
+            }
+        }
+    }
+
     /// When [`Connection::tick`] is to be called next.
     pub fn deadline(&self) -> Option<Instant> {
         if self.is_down() {
@@ -220,6 +244,11 @@ impl Connection {
     /// Whether the broker has asked publishers to wait.
     pub fn is_blocked(&self) -> bool {
         self.is_blocked
+    }
+
+    /// Whether a channel can be used: deliveries of any other are stale.
+    pub fn has_channel(&self, key: ChannelKey) -> bool {
+        self.channel(key).is_some_and(Channel::takes_requests)
     }
 
     /// How many channels are open, or are being opened or closed.

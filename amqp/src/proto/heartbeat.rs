@@ -55,13 +55,18 @@ impl Heartbeat {
         })
     }
 
+    /// Whether a heartbeat has to be sent; whether the peer lives is another question.
+    pub fn is_due(&self, now: Instant) -> bool {
+        !self.interval.is_zero() && now >= self.last_write + self.interval / 2
+    }
+
     /// What is due at `now`.
     pub fn poll(&mut self, now: Instant) -> Beat {
         if self.interval.is_zero() {
             Beat::Quiet
         } else if now >= self.dead_at() {
             Beat::Dead
-        } else if now >= self.last_write + self.interval / 2 {
+        } else if self.is_due(now) {
             self.last_write = now;
             Beat::Due
         } else {

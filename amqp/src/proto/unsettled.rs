@@ -1,6 +1,7 @@
 //! What waits to be settled: slots numbered by consecutive tags, and on top of them a consumer's acks, merged.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::wire::hot::{Ack, Nack};
 
@@ -132,7 +133,13 @@ pub struct Unsettled {
     slots: Slots<Held>,
     /// Tags of slots that are [`Held::Acked`], in the order of the calls.
     acked: Vec<u64>,
+    /// When all tags below some were here already.
+    marks: VecDeque<(u64, Instant)>,
+    /// The last that [`Unsettled::overdue`] has told of.
+    told: u64,
 }
+
+const MOST_MARKS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
@@ -218,6 +225,41 @@ impl Unsettled {
     pub fn recovered(&mut self) {
         while self.slots.take_first_through(u64::MAX).is_some() {}
         self.acked.clear();
+    }
+
+    /// A delivery that has been unsettled for `limit` at least, and for how long: the oldest, once. To be asked from time to time: what came
+    /// between two calls counts from the second, so that nothing need be noted for a delivery.
+    pub fn overdue(&mut self, now: Instant, limit: Duration) -> Option<(u64, Duration)> {
+        let next = self.slots.next_tag();
+        let Some((oldest, _)) = self.slots.front() else {
+            self.marks.clear();
+            return None;
+        };
+        if self.marks.back().is_none_or(|&(before, _)| before < next) {
+            if self.marks.len() >= MOST_MARKS {
+                // Every other one: ages are guessed younger, by twice as much at most.
+                let mut keep = false;
+                self.marks.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+            }
+            self.marks.push_back((next, now));
+        }
+        while self
+            .marks
+            .front()
+            .is_some_and(|&(before, _)| before <= oldest)
+        {
+            self.marks.pop_front();
+        }
+        let &(_, seen) = self.marks.front()?;
+        let held = now.saturating_duration_since(seen);
+        if held < limit || oldest <= self.told {
+            return None;
+        }
+        self.told = oldest;
+        Some((oldest, held))
     }
 
     /// How many deliveries the application, or the next flush, has to settle.
@@ -330,6 +372,41 @@ mod tests {
         assert!(!unsettled.delivered(1 << 40, true));
         assert!(unsettled.delivered(3, true));
         assert_eq!(ack_all(&mut unsettled, &[1, 2, 3]), [(3, true)]);
+    }
+
+    /// Accepts: amqp/R31
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "any instant will do to count from"
+    )]
+    fn a_delivery_that_is_held_too_long_is_told_of_once_and_nothing_is_noted_for_the_others() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let limit = Duration::from_secs(80);
+        let mut unsettled = delivered(3);
+        assert_eq!(unsettled.overdue(at(0), limit), None);
+        ack_all(&mut unsettled, &[1]);
+        assert!(unsettled.delivered(4, true));
+        assert_eq!(unsettled.overdue(at(79), limit), None);
+        let held = Duration::from_secs(80);
+        assert_eq!(unsettled.overdue(at(80), limit), Some((2, held)));
+        assert_eq!(unsettled.overdue(at(85), limit), None, "told already");
+        ack_all(&mut unsettled, &[2]);
+        let held = Duration::from_secs(90);
+        assert_eq!(unsettled.overdue(at(90), limit), Some((3, held)));
+        ack_all(&mut unsettled, &[3]);
+        assert_eq!(unsettled.overdue(at(158), limit), None, "4 was seen at 79");
+        let held = Duration::from_secs(80);
+        assert_eq!(unsettled.overdue(at(159), limit), Some((4, held)));
+        for secs in 160..100_000 {
+            assert!(unsettled.delivered(unsettled.slots.next_tag(), true));
+            unsettled.overdue(at(secs), limit);
+        }
+        assert!(unsettled.marks.len() <= MOST_MARKS);
+        unsettled.recovered();
+        assert_eq!(unsettled.overdue(at(100_000), limit), None);
+        assert!(unsettled.marks.is_empty());
     }
 
     proptest::proptest! {

@@ -77,6 +77,7 @@ async fn ours_confirmed() -> Result<Sample, Error> {
     let queue = client.declare("confirms").await?;
     let options = PublisherOptions {
         window: WINDOW as usize,
+        ..PublisherOptions::default()
     };
     let publisher = client.connection.publisher(options).await?;
     let mut window: VecDeque<Confirm> = VecDeque::new();

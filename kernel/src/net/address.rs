@@ -40,6 +40,35 @@ impl Address {
     }
 }
 
+impl Address {
+    /// The host's name or number, as a certificate would have it.
+    #[cfg(feature = "tls")]
+    pub(super) fn host(&self) -> String {
+        match &self.0 {
+            Kind::Known(known) => known.ip().to_string(),
+            Kind::Host(host, _) => host.clone(),
+            Kind::Text(text) => {
+                let host = text.rsplit_once(':').map_or(&text[..], |(host, _)| host);
+                let bare = host
+                    .strip_prefix('[')
+                    .and_then(|host| host.strip_suffix(']'));
+                bare.unwrap_or(host).to_owned()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Known(known) => known.fmt(f),
+            Kind::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Kind::Host(host, port) => write!(f, "{host}:{port}"),
+            Kind::Text(text) => f.write_str(text),
+        }
+    }
+}
+
 impl From<SocketAddr> for Address {
     fn from(known: SocketAddr) -> Self {
         Self(Kind::Known(known))
@@ -88,4 +117,38 @@ where
         }
     })
     .await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_shows_as_it_would_be_written() {
+        let known: SocketAddr = "[::1]:5671".parse().unwrap();
+        for (address, text) in [
+            (Address::from(known), "[::1]:5671"),
+            (Address::from(("localhost", 5671)), "localhost:5671"),
+            (Address::from(("::1", 5671)), "[::1]:5671"),
+            (Address::from("localhost:5671"), "localhost:5671"),
+        ] {
+            assert_eq!(address.to_string(), text);
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn the_host_is_what_a_certificate_names() {
+        let known: SocketAddr = "[::1]:5671".parse().unwrap();
+        for (address, host) in [
+            (Address::from(known), "::1"),
+            (Address::from(("localhost", 5671)), "localhost"),
+            (Address::from("localhost:5671"), "localhost"),
+            (Address::from("[::1]:5671"), "::1"),
+            (Address::from("127.0.0.1:5671"), "127.0.0.1"),
+            (Address::from("no port"), "no port"),
+        ] {
+            assert_eq!(address.host(), host);
+        }
+    }
 }

@@ -5,10 +5,14 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::Location;
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+use std::task::{Context, Poll};
 
 use rustix::io::ioctl_fionbio;
 
 use crate::error::{Interrupt, MaybeInterrupt};
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+use crate::traps::IoPlace;
 use crate::traps::{Direction, ReadyOp, Source};
 
 /// A descriptor in non-blocking mode: what [`TcpStream`](super::TcpStream) and its like are, by the type of the standard library inside.
@@ -69,7 +73,7 @@ impl<T: AsFd> Io<T> {
     /// Makes a system call that moves up to `len` bytes. One that moved some, but fewer, has emptied or filled the buffer
     /// of the system: the next would only say so.
     #[track_caller]
-    fn moving<'a>(
+    pub(super) fn moving<'a>(
         &'a self,
         direction: Direction,
         len: usize,
@@ -169,6 +173,27 @@ where
             }
             Ok(())
         }
+    }
+}
+
+/// For traits whose methods poll.
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+impl<T: AsFd> Io<T> {
+    pub(super) fn poll_moving<'a>(
+        &'a self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &mut Context<'_>,
+        len: usize,
+        mut call: impl FnMut(&'a T) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.source.poll_op(direction, place, cx, || {
+            let moved = call(&self.inner)?;
+            if 0 < moved && moved < len {
+                self.source.clear_ready(direction);
+            }
+            Ok(moved)
+        })
     }
 }
 

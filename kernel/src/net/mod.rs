@@ -1,4 +1,4 @@
-//! Sockets: TCP, Unix, UDP, and buffered streams over them.
+//! Sockets: TCP, Unix, UDP; buffered streams, TLS and servers over them; the resolver.
 //!
 //! Every type here is an [`Io`], a descriptor in non-blocking mode whose readiness the kernel remembers. A call is tried at once and waits only
 //! if it would block, as in Curio; only then is it a cancellation point. Methods take `&self`, so that one task reads
@@ -33,15 +33,36 @@
 //! ```
 
 mod address;
+#[cfg(feature = "futures-io")]
+mod futures_io;
+#[cfg(feature = "hyper")]
+pub mod hyper;
 mod io;
+mod open;
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+mod polled;
+pub mod resolve;
+mod server;
 mod stream;
 mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
+#[cfg(feature = "tls")]
+mod tls_context;
 mod udp;
 mod unix;
 
 pub use address::Address;
 pub use io::{Incomplete, Io};
-pub use stream::{Read, Stream, Write};
+pub use open::{open_connection, open_unix_connection};
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+pub use polled::Polled;
+pub use server::{
+    Listen, Plain, Server, Welcome, tcp_server, tcp_server_socket, unix_server, unix_server_socket,
+};
+pub use stream::{IntoStdError, Read, Stream, Write};
 pub use tcp::{TcpListener, TcpStream};
+#[cfg(feature = "tls")]
+pub use tls::TlsStream;
 pub use udp::UdpSocket;
 pub use unix::{UnixListener, UnixStream};

@@ -1,5 +1,6 @@
 //! Reading lines and records from a connection, without losing any of it to an interrupt.
 
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
@@ -25,6 +26,14 @@ pub trait Write {
     /// # Errors
     /// As [`Io::write`].
     fn write(&self, data: &[u8]) -> impl Future<Output = io::Result<usize>>;
+
+    /// Waits until the system has all that was taken. Of those here, only a `TlsStream` takes more than that.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn flush(&self) -> impl Future<Output = io::Result<()>> {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// A connection with a read buffer (Curio's `SocketStream`). Writing is not buffered.
@@ -84,6 +93,54 @@ impl<S> Stream<S> {
         let taken = self.buffered()[..count].to_vec();
         self.data.start += count;
         taken
+    }
+}
+
+impl<T: AsFd> Stream<Io<T>> {
+    /// Gives the connection back in blocking mode, for instance to lend it to a thread (Curio's `blocking`). Refused while something is
+    /// buffered, which the borrower would miss: read it first, or take it with [`into_parts`](Self::into_parts).
+    ///
+    /// # Errors
+    /// [`IntoStdError`].
+    pub fn into_std(self) -> Result<T, IntoStdError<T>> {
+        if self.data.is_empty() {
+            Ok(self.inner.into_std()?)
+        } else {
+            Err(IntoStdError::Buffered(self))
+        }
+    }
+}
+
+impl<T: AsFd> Io<T> {
+    /// The connection a second time, as a file with a buffer (Curio's `makefile`). The connection is closed when both are.
+    ///
+    /// The two share their mode: while one of them is [lent](Self::into_std) in blocking mode, the other blocks too.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn make_file(&self) -> io::Result<Stream<Io<File>>> {
+        let duplicate = self.as_fd().try_clone_to_owned()?;
+        Ok(Stream::new(Io::adopt(duplicate.into())))
+    }
+}
+
+/// Why a [`Stream`] was not given back in blocking mode.
+#[derive(Debug, thiserror::Error)]
+pub enum IntoStdError<T> {
+    /// This was read from the connection already, and not asked for yet. The stream is as it was.
+    #[error("{} bytes are in the stream's buffer; read them before lending the connection", .0.buffered().len())]
+    Buffered(Stream<Io<T>>),
+    /// The mode cannot be set; the connection is closed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl<T> From<IntoStdError<T>> for io::Error {
+    fn from(error: IntoStdError<T>) -> Self {
+        match error {
+            IntoStdError::Buffered(_) => Self::new(io::ErrorKind::ResourceBusy, error.to_string()),
+            IntoStdError::Io(error) => error,
+        }
     }
 }
 
@@ -206,7 +263,7 @@ impl<S: Read> Stream<S> {
 }
 
 impl<S: Write> Stream<S> {
-    /// Writes all of `data`, straight to the connection.
+    /// Writes all of `data`, straight to the connection, and waits until the system has it.
     ///
     /// Cancellation point: as the connection. If dropped, a part may have been written, and nobody knows how much.
     ///
@@ -224,7 +281,8 @@ impl<S: Write> Stream<S> {
                 Err(error) => return Err(Incomplete { done, error }),
             };
         }
-        Ok(())
+        let flushed = self.inner.flush().await;
+        flushed.map_err(|error| Incomplete { done, error })
     }
 }
 
@@ -258,6 +316,10 @@ impl<S: Write> Write for &S {
     fn write(&self, data: &[u8]) -> impl Future<Output = io::Result<usize>> {
         (**self).write(data)
     }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> {
+        (**self).flush()
+    }
 }
 
 impl<S: Read> Read for Rc<S> {
@@ -269,5 +331,9 @@ impl<S: Read> Read for Rc<S> {
 impl<S: Write> Write for Rc<S> {
     fn write(&self, data: &[u8]) -> impl Future<Output = io::Result<usize>> {
         (**self).write(data)
+    }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> {
+        (**self).flush()
     }
 }

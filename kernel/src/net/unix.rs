@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, recv};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::io::{Io, accept};
+use super::tcp::Listening;
 use crate::time::sleep;
 use crate::traps::{Direction, ReadyOp};
 
@@ -31,9 +32,25 @@ impl Io<net::UnixListener> {
     /// # Errors
     /// Those of `bind(2)`, with the path.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
-        let path = path.as_ref();
-        let listener = net::UnixListener::bind(path);
-        Self::from_std(listener.map_err(|error| explain("listen at", path, error))?)
+        Self::bind_as(path.as_ref(), Listening::default())
+    }
+
+    pub(super) fn bind_as(path: &Path, how: Listening) -> io::Result<Self> {
+        let listen = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            socket.listen(how.backlog.try_into().unwrap_or(i32::MAX))?;
+            Self::from_std(socket.into())
+        };
+        listen().map_err(|error| explain("listen at", path, error))
+    }
+
+    /// The path it listens at.
+    ///
+    /// # Errors
+    /// Those of `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<net::SocketAddr> {
+        self.as_std().local_addr()
     }
 
     /// Accepts a connection.

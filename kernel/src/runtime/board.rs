@@ -305,6 +305,50 @@ impl Entry {
 mod tests {
     use super::*;
 
+    /// Two tasks take turns in one slot, as fast as they can, while a thread reads.
+    #[test]
+    fn no_reader_sees_half_of_one_task_and_half_of_another() {
+        let pool = crate::runtime::task::Pool::new();
+        let tasks = [(1, Location::caller()), (2, Location::caller())]
+            .map(|(id, at)| BodyRef::with_future(&pool, async {}, id, 10 * id, 0, at));
+        let board = Board::new(true);
+        let over = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = [0; 2];
+                while over.load(Ordering::Relaxed) == 0 || seen.contains(&0) {
+                    let Some(task) = board.read(0) else {
+                        continue;
+                    };
+                    assert_eq!(task.parent, 10 * task.id);
+                    assert!(task.sleep.is_none_or(|sleep| sleep == task.id));
+                    assert!(task.timeout.is_none_or(|timeout| timeout == task.id));
+                    assert_eq!(task.timeout, task.sleep);
+                    seen[task.id as usize - 1] += 1;
+                }
+            });
+            // The rounds after the first are for a reader that starts late.
+            while over.load(Ordering::Relaxed) == 0 || !reader.is_finished() {
+                for _ in 0..200_000 {
+                    for task in &tasks {
+                        let body = task.body();
+                        board.add(0, body);
+                        let report = Report {
+                            is_ready: false,
+                            wait: None,
+                            others: 0,
+                            sleep: Some(body.id),
+                            timeout: Some(body.id),
+                        };
+                        board.post(0, body, &report);
+                        board.remove(0);
+                    }
+                }
+                over.store(1, Ordering::Relaxed);
+            }
+        });
+    }
+
     #[test]
     fn every_slot_has_one_entry() {
         let mut expected = (0, 0);

@@ -11,10 +11,14 @@
 //!      └────────────────────────── take ──────────────────────┘
 //! ```
 //!
-//! `NOTIFIED` means that there are notes, and nothing else does: `push` and `take` change notes and state together under
-//! the lock, and the two steps without the lock only exchange `RUNNING` and `SLEEPING`. So either `prepare_to_sleep` finds
+//! `NOTIFIED` means that there are notes: `push` and `take` change notes and state together under
+//! the lock, and the steps without the lock only exchange `RUNNING` and `SLEEPING`. So either `prepare_to_sleep` finds
 //! `NOTIFIED` and the kernel does not block, or the push finds `SLEEPING` and rings. And as only one push finds
 //! it, a sleep costs at most one ring, however many threads push.
+//!
+//! **A ring on credit.** Who has several notes in a row may push the first without ringing, if it promises to ring soon. From `SLEEPING` that leads to a fourth
+//! state, `OWED`: there are notes, the kernel sleeps, and somebody owes it a ring. Whoever comes first pays: the debtor, or a push of another thread. A
+//! kernel that wakes by itself makes it `NOTIFIED`.
 //!
 //! **Names instead of pointers.** The waker of a task is an integer with 12 bits for its kernel, so inboxes live in a
 //! static table and are reused, never freed. An epoch tells one tenant from the next: what was addressed to a kernel that
@@ -121,6 +125,16 @@ impl InboxSender {
         self.entry.0.push(Some(self.epoch), note)
     }
 
+    /// As `push`, but does not ring. True: the kernel sleeps, and the caller owes it a [`ring`](Self::ring).
+    pub(crate) fn push_on_credit(&self, note: Note) -> bool {
+        self.entry.0.push_on_credit(self.epoch, note)
+    }
+
+    /// Pays for a push on credit, if nobody else has.
+    pub(crate) fn ring(&self) {
+        self.entry.0.ring(self.epoch);
+    }
+
     /// Has `call` called on the kernel's thread, between two tasks.
     pub(crate) fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
         self.push(Note::Call(Box::new(call)))
@@ -192,7 +206,7 @@ impl Bell for mio::Waker {
 
 /// The protocol, apart from table and mio so that a model checker can run it.
 struct Mailbox<B> {
-    /// Written under the lock, but for `RUNNING` ⇄ `SLEEPING`.
+    /// Written under the lock, but for `RUNNING` ⇄ `SLEEPING` and `OWED` → `NOTIFIED`.
     state: AtomicU8,
     post: Mutex<Post<B>>,
 }
@@ -208,6 +222,7 @@ struct Post<B> {
 const RUNNING: u8 = 0;
 const SLEEPING: u8 = 1;
 const NOTIFIED: u8 = 2;
+const OWED: u8 = 3;
 
 impl<B> Default for Mailbox<B> {
     fn default() -> Self {
@@ -241,20 +256,11 @@ impl<B: Bell> Mailbox<B> {
 
     /// `epoch`: the tenant that the note is for, `None` for any.
     fn push(&self, epoch: Option<u64>, note: Note) -> bool {
-        let mut post = self.lock();
-        if post.bell.is_none() || epoch.is_some_and(|epoch| epoch != post.epoch) {
-            drop(post);
-            drop(note);
+        let Some(post) = self.add(epoch, note) else {
             return false;
-        }
-        if let (Note::Wake(word), Some(Note::Wake(last))) = (&note, post.notes.last())
-            && word == last
-        {
-            return true;
-        }
-        post.notes.push(note);
+        };
         let sleeper = match self.state.swap(NOTIFIED, Ordering::AcqRel) {
-            SLEEPING => post.bell.clone(),
+            SLEEPING | OWED => post.bell.clone(),
             _ => None,
         };
         // Rung without the lock, which the kernel wants next. Should it close meanwhile, the ring is heard by nobody.
@@ -263,6 +269,50 @@ impl<B: Bell> Mailbox<B> {
             bell.ring();
         }
         true
+    }
+
+    /// True: a ring is owed.
+    fn push_on_credit(&self, epoch: u64, note: Note) -> bool {
+        let Some(_post) = self.add(Some(epoch), note) else {
+            return false;
+        };
+        if self.exchange(SLEEPING, OWED) {
+            return true;
+        }
+        // Awake, or it has just woken by itself. What is `OWED` is somebody else's debt.
+        self.exchange(RUNNING, NOTIFIED);
+        false
+    }
+
+    fn ring(&self, epoch: u64) {
+        let post = self.lock();
+        let sleeper = if post.epoch == epoch && self.exchange(OWED, NOTIFIED) {
+            post.bell.clone()
+        } else {
+            None
+        };
+        drop(post);
+        if let Some(bell) = sleeper {
+            bell.ring();
+        }
+    }
+
+    /// The lock, after the note was added under it; the state is for the caller to change.
+    fn add(&self, epoch: Option<u64>, note: Note) -> Option<MutexGuard<'_, Post<B>>> {
+        let mut post = self.lock();
+        if post.bell.is_none() || epoch.is_some_and(|epoch| epoch != post.epoch) {
+            drop(post);
+            drop(note);
+            return None;
+        }
+        let is_repeated = matches!(
+            (&note, post.notes.last()),
+            (Note::Wake(word), Some(Note::Wake(last))) if word == last
+        );
+        if !is_repeated {
+            post.notes.push(note);
+        }
+        Some(post)
     }
 
     fn take(&self, into: &mut Vec<Note>) {
@@ -277,7 +327,7 @@ impl<B: Bell> Mailbox<B> {
     }
 
     fn has_mail(&self) -> bool {
-        self.state.load(Ordering::Acquire) == NOTIFIED
+        matches!(self.state.load(Ordering::Acquire), NOTIFIED | OWED)
     }
 
     fn prepare_to_sleep(&self) -> bool {
@@ -285,7 +335,9 @@ impl<B: Bell> Mailbox<B> {
     }
 
     fn awake(&self) {
-        self.exchange(SLEEPING, RUNNING);
+        if !self.exchange(SLEEPING, RUNNING) {
+            self.exchange(OWED, NOTIFIED);
+        }
     }
 
     fn exchange(&self, from: u8, to: u8) -> bool {
@@ -377,6 +429,50 @@ mod tests {
         mailbox.awake();
         mailbox.push(None, Note::Wake(0));
         assert_eq!(bell.rung(), 3);
+    }
+
+    #[test]
+    fn a_push_on_credit_is_silent_until_anybody_rings() {
+        let (mailbox, bell) = (Mailbox::default(), Counter::default());
+        let epoch = mailbox.open(bell.clone());
+        assert!(!mailbox.push_on_credit(epoch, Note::Wake(0)), "it runs");
+        assert!(!mailbox.prepare_to_sleep(), "there is mail");
+        mailbox.take(&mut Vec::new());
+
+        // Paid by the debtor.
+        assert!(mailbox.prepare_to_sleep());
+        assert!(mailbox.push_on_credit(epoch, Note::Wake(1)));
+        assert!(!mailbox.push_on_credit(epoch, Note::Wake(2)), "owed once");
+        assert!(mailbox.has_mail());
+        assert_eq!(bell.rung(), 0);
+        mailbox.ring(epoch + 1);
+        assert_eq!(bell.rung(), 0, "somebody else's ring");
+        mailbox.ring(epoch);
+        mailbox.ring(epoch);
+        assert_eq!(bell.rung(), 1);
+        mailbox.awake();
+        let mut notes = Vec::new();
+        mailbox.take(&mut notes);
+        assert_eq!(wakes(&notes), [1, 2]);
+
+        // Paid by another's push.
+        assert!(mailbox.prepare_to_sleep());
+        assert!(mailbox.push_on_credit(epoch, Note::Wake(1)));
+        mailbox.push(None, Note::Wake(2));
+        assert_eq!(bell.rung(), 2);
+        mailbox.ring(epoch);
+        assert_eq!(bell.rung(), 2);
+        mailbox.awake();
+        mailbox.take(&mut Vec::new());
+
+        // The kernel woke by itself.
+        assert!(mailbox.prepare_to_sleep());
+        assert!(mailbox.push_on_credit(epoch, Note::Wake(1)));
+        mailbox.awake();
+        assert!(mailbox.has_mail());
+        assert!(!mailbox.prepare_to_sleep());
+        mailbox.ring(epoch);
+        assert_eq!(bell.rung(), 2);
     }
 
     #[test]
@@ -691,6 +787,33 @@ mod loom_tests {
             let sleeps = receive(&mailbox, &bell, 2);
             producer.join().unwrap();
             assert!(bell.rung.load(Ordering::SeqCst) <= sleeps);
+        });
+    }
+
+    #[test]
+    fn loom_a_debtor_and_others_wake_a_sleep_at_most_once() {
+        model(|| {
+            let mailbox = Arc::new(Mailbox::default());
+            let bell = Counting::new();
+            let epoch = mailbox.open(bell.clone());
+            let debtor = thread::spawn({
+                let mailbox = mailbox.clone();
+                move || {
+                    let owed = [1, 2].map(|word| mailbox.push_on_credit(epoch, Note::Wake(word)));
+                    if owed.contains(&true) {
+                        mailbox.ring(epoch);
+                    }
+                }
+            });
+            let other = thread::spawn({
+                let mailbox = mailbox.clone();
+                move || mailbox.push(None, Note::Wake(3))
+            });
+            let sleeps = receive(&mailbox, &bell, 3);
+            debtor.join().unwrap();
+            other.join().unwrap();
+            assert!(bell.rung.load(Ordering::SeqCst) <= sleeps);
+            assert!(!mailbox.has_mail());
         });
     }
 

@@ -1,86 +1,65 @@
-//! Parking lots: the FIFO queues of waiting tasks behind every lock, event, queue and join (Curio's `SchedFIFO` and `SchedBarrier`).
+//! Parking lots: the FIFO queues of waiting tasks behind every lock, event and queue (Curio's `SchedFIFO`).
+//!
+//! A lot is a node of its own, and the nodes parked in it form a ring with it: its `next` waits longest, its `prev` shortest. So no
+//! link is ever missing, and whoever leaves the ring need not know whose it was.
 
-use slab::Slab;
+use std::panic::Location;
 
-use super::nodes::{NIL, Nodes};
+use super::nodes::{Node, Nodes, ROOT, WaitKind};
 
-pub(crate) struct Lot {
-    head: u32,
-    tail: u32,
-    len: u32,
-}
-
-/// All lots of a kernel. A parked node's `key` is the number of its lot.
-pub(crate) struct Lots(Slab<Lot>);
-
-impl Lots {
-    pub(crate) const fn new() -> Self {
-        Self(Slab::new())
+impl Nodes {
+    /// A lot in which nobody waits.
+    pub(crate) fn open_lot(&mut self, at: &'static Location<'static>) -> u32 {
+        let lot = self.insert(Node::new(WaitKind::Custom, ROOT, 0, at));
+        (self[lot].prev, self[lot].next) = (lot, lot);
+        lot
     }
 
-    pub(crate) fn open(&mut self) -> u32 {
-        let lot = self.0.insert(Lot {
-            head: NIL,
-            tail: NIL,
-            len: 0,
-        });
-        u32::try_from(lot).expect("fewer lots than nodes")
+    /// Removes a lot in which nobody waits.
+    pub(crate) fn close_lot(&mut self, lot: u32) {
+        debug_assert!(self.is_vacant(lot), "closed with tasks parked in it");
+        self.put_back(lot);
     }
 
-    /// Removes an empty lot.
-    pub(crate) fn close(&mut self, lot: u32) {
-        let lot = self.0.remove(lot as usize);
-        debug_assert!(lot.head == NIL, "closed with tasks parked in it");
+    /// Whether nobody waits in `lot`.
+    pub(crate) fn is_vacant(&self, lot: u32) -> bool {
+        self[lot].next == lot
     }
 
-    pub(crate) fn len(&self, lot: u32) -> usize {
-        self.0.get(lot as usize).map_or(0, |lot| lot.len as usize)
+    /// How many wait in `lot`. Counts them.
+    pub(crate) fn parked(&self, lot: u32) -> usize {
+        let after = |&node: &u32| Some(self[node].next).filter(|&next| next != lot);
+        std::iter::successors(after(&lot), after).count()
     }
 
-    /// Puts `node` at the end.
-    pub(crate) fn park(&mut self, nodes: &mut Nodes, lot: u32, node: u32) {
-        let queue = &mut self.0[lot as usize];
-        nodes[node].prev = queue.tail;
-        nodes[node].next = NIL;
-        match queue.tail {
-            NIL => queue.head = node,
-            tail => nodes[tail].next = node,
-        }
-        queue.tail = node;
-        queue.len += 1;
+    /// Puts `node` at the end of `lot`.
+    #[inline]
+    pub(crate) fn park(&mut self, node: u32, lot: u32) {
+        let nodes = self.as_mut_slice();
+        let last = std::mem::replace(&mut nodes[lot as usize].prev, node);
+        nodes[last as usize].next = node;
+        let node = &mut nodes[node as usize];
+        (node.prev, node.next) = (last, lot);
     }
 
-    /// Takes out the node that waits longest.
-    pub(crate) fn unpark(&mut self, nodes: &mut Nodes, lot: u32) -> Option<u32> {
-        let queue = self.0.get_mut(lot as usize)?;
-        let head = queue.head;
-        if head == NIL {
+    /// Takes out the node that waits longest in `lot`.
+    #[inline]
+    pub(crate) fn unpark(&mut self, lot: u32) -> Option<u32> {
+        let nodes = self.as_mut_slice();
+        let first = nodes[lot as usize].next;
+        if first == lot {
             return None;
         }
-        let next = std::mem::replace(&mut nodes[head].next, NIL);
-        queue.head = next;
-        queue.len -= 1;
-        match next {
-            NIL => queue.tail = NIL,
-            next => nodes[next].prev = NIL,
-        }
-        Some(head)
+        let next = nodes[first as usize].next;
+        nodes[lot as usize].next = next;
+        nodes[next as usize].prev = lot;
+        Some(first)
     }
 
-    /// Takes out `node`, wherever it stands.
-    pub(crate) fn remove(&mut self, nodes: &mut Nodes, lot: u32, node: u32) {
-        let queue = &mut self.0[lot as usize];
-        let (prev, next) = (nodes[node].prev, nodes[node].next);
-        match prev {
-            NIL => queue.head = next,
-            prev => nodes[prev].next = next,
-        }
-        match next {
-            NIL => queue.tail = prev,
-            next => nodes[next].prev = prev,
-        }
-        queue.len -= 1;
-        nodes[node].prev = NIL;
-        nodes[node].next = NIL;
+    /// Takes `node` out of the lot in which it stands.
+    pub(crate) fn leave_lot(&mut self, node: u32) {
+        let (prev, next) = (self[node].prev, self[node].next);
+        self[prev].next = next;
+        self[next].prev = prev;
     }
 }

@@ -50,20 +50,18 @@ pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
 pub use reactor::Direction;
 pub(crate) use reactor::SourceId;
-pub use remote::{Completer, Remote};
+pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
-pub(crate) use state::State;
+pub(crate) use state::{State, nanos};
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
 use crate::error::{Interrupt, RunError, panic_text};
 use inbox::{InboxOwner, Note};
-use lots::Lots;
 use nodes::Nodes;
 use reactor::Reactor;
 use ready::Ready;
-use scopes::Scopes;
 use task::{Pool, Tasks};
 use watch::Watch;
 pub(crate) use watch::cancel_task;
@@ -81,7 +79,7 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
-    pub(crate) pool: Pool,
+    pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
     pub(crate) serial: u32,
@@ -120,6 +118,7 @@ thread_local! {
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// Calls `f` with the running kernel.
+#[inline(always)]
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
     waker::with_current(f)
 }
@@ -128,10 +127,11 @@ pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
 /// kernel must ask by this number: ids are given out again, and would lead it to the tables of a stranger.
 #[inline]
 pub(crate) fn with_kernel<R>(serial: u32, f: impl FnOnce(&Core) -> R) -> Option<R> {
-    waker::with_current(|core| match core {
-        Some(core) if core.serial == serial => Some(f(core)),
-        _ => with_known(|known| known.serial == serial, f),
-    })
+    with_current_or_known(
+        |core| core.serial == serial,
+        |known| known.serial == serial,
+        f,
+    )
 }
 
 /// Calls `f` with the kernel of a task that has not ended: then the kernel has not either, and its id is its own.
@@ -139,9 +139,30 @@ pub(crate) fn with_kernel_of<R>(body: &BodyRef, f: impl FnOnce(&Core) -> R) -> O
     if !body.is_live() {
         return None;
     }
-    waker::with_current(|core| match core {
-        Some(core) if core.id() == body.kernel => Some(f(core)),
-        _ => with_known(|known| known.id == body.kernel, f),
+    with_current_or_known(
+        |core| core.id() == body.kernel,
+        |known| known.id == body.kernel,
+        f,
+    )
+}
+
+#[inline]
+fn with_current_or_known<R>(
+    is_it: impl FnOnce(&Core) -> bool,
+    is_known_as: impl Fn(&Known) -> bool,
+    f: impl FnOnce(&Core) -> R,
+) -> Option<R> {
+    waker::with_current(|core| {
+        let mut elsewhere = None;
+        // One place that calls `f`, or it would not be inlined.
+        let result = f(match core {
+            Some(core) if is_it(core) => core,
+            _ => elsewhere.insert(find_known(is_known_as)?),
+        });
+        if let Some(core) = elsewhere {
+            core.nudge();
+        }
+        Some(result)
     })
 }
 
@@ -156,9 +177,9 @@ pub(crate) fn exists(serial: u32) -> bool {
     KERNELS.try_with(find).unwrap_or(false)
 }
 
-/// Calls `f` with a kernel of this thread that is not the running one.
+/// A kernel of this thread, running or not.
 #[cold]
-fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> Option<R> {
+fn find_known(is_it: impl Fn(&Known) -> bool) -> Option<Rc<Core>> {
     let find = |kernels: &RefCell<Vec<Known>>| {
         kernels
             .borrow()
@@ -166,10 +187,7 @@ fn with_known<R>(is_it: impl Fn(&Known) -> bool, f: impl FnOnce(&Core) -> R) -> 
             .find(|known| is_it(known))
             .and_then(|known| known.core.upgrade())
     };
-    let core = KERNELS.try_with(find).ok().flatten()?;
-    let result = f(&core);
-    core.nudge();
-    Some(result)
+    KERNELS.try_with(find).ok().flatten()
 }
 
 impl Core {
@@ -181,20 +199,21 @@ impl Core {
             .ok_or_else(|| io::Error::other("this process already runs 4096 kernels"))?;
         let epoch = builder.clock.now();
         let watch = Watch::new(builder.observers, builder.on_panic, board.clone());
-        let mut lots = Lots::new();
+        let nowhere = Location::caller();
+        let mut nodes = Nodes::new();
+        let idle = nodes.open_lot(nowhere);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed) + 1;
         let core = Rc::new(Self {
             state: RefCell::new(State {
                 tasks: Tasks::new(),
                 ready: Ready::new(),
-                nodes: Nodes::new(),
-                idle: lots.open(),
-                lots,
+                nodes,
+                idle,
                 wheel: Wheel::new(),
-                scopes: Scopes::new(),
                 reactor,
                 clock: builder.clock,
                 epoch,
+                fired_at: epoch,
                 serial,
                 current: NIL,
                 scope: ROOT,
@@ -207,7 +226,7 @@ impl Core {
                 last_serial: 0,
                 remote_waits: 0,
                 closed: false,
-                nowhere: Location::caller(),
+                nowhere,
             }),
             pool: Pool::new(),
             inbox,
@@ -273,18 +292,33 @@ impl Core {
         }
     }
 
-    /// R4: what a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then.
+    #[inline]
+    pub(crate) fn open_wait(&self, open: impl FnOnce(&mut State) -> u32) -> Result<u32, Interrupt> {
+        let mut state = self.state.borrow_mut();
+        if !state.may_block() {
+            drop(state);
+            if let Some(interrupt) = self.refusal() {
+                return Err(interrupt);
+            }
+            state = self.state.borrow_mut();
+        }
+        Ok(open(&mut state))
+    }
+
+    /// What a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
     #[cold]
-    pub(crate) fn refusal(&self) -> Option<Interrupt> {
+    fn refusal(&self) -> Option<Interrupt> {
         self.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");
             state.pending_interrupt()
         })
     }
 
-    /// Makes the scope around a block current again.
-    pub(crate) fn leave_scope(&self, outer: u32) {
-        self.state.borrow_mut().scope = outer;
+    /// Ends a wait if it has been fired.
+    #[inline(always)]
+    pub(crate) fn collect(&self, node: u32) -> bool {
+        self.state.borrow_mut().collect(node)
     }
 
     /// Whether `waker` is the running task's own, not one that a combinator made.
@@ -367,23 +401,17 @@ impl Core {
         at: &'static Location<'static>,
     ) -> Handle<F::Output> {
         let mut state = self.state.borrow_mut();
-        let parent = match state.current {
-            NIL => 0,
-            task => state.tasks[task].body.as_ref().map_or(0, |body| body.id),
-        };
+        let running = state.tasks.get(state.current);
+        let parent = running.and_then(|slot| slot.body.as_ref());
+        let parent = parent.map_or(0, |body| body.id);
         let id = state.tasks.next_id();
-        let handle = BodyRef::with_future(future, id, parent, self.id(), at);
+        let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {
             drop(state);
             handle.body().abort();
             return handle;
         }
-        let slot = state.tasks.insert(handle.body().clone());
-        if slot as usize >= state.ready.capacity() {
-            let slots = state.tasks.capacity();
-            state.ready.reserve(slots);
-        }
-        state.ready.push(slot);
+        let slot = state.admit(handle.body());
         if !state.locals.is_empty() {
             state.inherit_locals(slot);
         }
@@ -418,6 +446,7 @@ impl Core {
 
     /// Runs up to `most` ready tasks, each until it waits, but none once `main` has ended. Says how many it took from the queue.
     fn run_ready(&self, most: u32, main: Option<&BodyRef>) -> u32 {
+        let kernel = self.id();
         let mut taken = 0;
         // Held from the end of one poll to the beginning of the next: one borrow for each task.
         let mut state = self.state.borrow_mut();
@@ -428,11 +457,11 @@ impl Core {
             taken += 1;
             let slot = &mut state.tasks[task];
             slot.flags.clear(Flags::QUEUED);
-            let Some(body) = slot.body.clone() else {
+            let Some(body) = slot.body.as_ref().map(BodyRef::share) else {
                 state.tasks.free_slot(task); // it ended while it stood in the queue
                 continue;
             };
-            let word = Word::new(self.id(), slot.generation, task);
+            let word = Word::new(kernel, slot.flags.generation(), task);
             state.current = task;
             state.scope = ROOT;
             drop(state);
@@ -448,30 +477,36 @@ impl Core {
 
             state = self.state.borrow_mut();
             state.current = NIL;
-            if ended || body.is_doomed() {
-                drop(state);
-                self.end(task, body, ended);
-                if self.has_failed() {
-                    return taken;
+            if ended && self.watch.is_none() {
+                state.finish(task).release_shared(); // there is `body`
+                if body.is_wanted() && state.aftermath.is_empty() {
+                    body.release_shared(); // the handle has another
+                    continue;
                 }
-                state = self.state.borrow_mut();
-            } else {
+            } else if !ended && !body.is_doomed() {
                 body.release_shared(); // the slot has another
+                continue;
             }
+            drop(state);
+            self.bury(task, body);
+            if self.has_failed() {
+                return taken;
+            }
+            state = self.state.borrow_mut();
         }
         taken
     }
 
-    /// After a poll in which the task ended, or was aborted.
-    fn end(&self, task: u32, body: BodyRef, ended: bool) {
-        if ended || body.abort() {
-            if let Some(watch) = &self.watch {
-                self.watch_terminated(watch, task, &body);
-            }
-            // `body` is still a reference, so dropping the slot's runs no user code.
-            self.with(|state| drop(state.finish(task)));
-            body.drop_unwanted_output();
+    /// Drops what is left after a poll in which the task ended or was doomed, and if somebody watches, tells it. That runs user code.
+    #[inline(never)]
+    fn bury(&self, task: u32, body: BodyRef) {
+        let was_doomed = self.abort(&body);
+        if !was_doomed && let Some(watch) = &self.watch {
+            self.watch_terminated(watch, task, &body);
+            self.with(|state| state.finish(task)).release_shared();
         }
+        self.clear_up();
+        body.drop_unwanted_output();
     }
 
     /// How many tasks to run before `must_look` has something to say.

@@ -1,8 +1,9 @@
 //! One node type for everything that can be waited for.
 //!
-//! A leaf future that blocks owns one node; a deadline that is armed owns one too. A node is in up to two lists at once:
-//! the *waits* of its task (so that a cancellation finds every leaf the task waits at), and the queue that will fire it (a
-//! parking lot or a slot of the timer wheel). All links are indices into one table, so arming and dropping a wait touch no
+//! A leaf future that blocks owns one node; so does a timeout block or a shield (a *scope*), and a parking lot. A leaf's node is in up to two
+//! lists at once: the *waits* of its task (so that a cancellation finds every leaf the task waits at), and the queue that will fire it (a
+//! parking lot or a slot of the timer wheel). A scope's node is in its task's list of scopes, and in the wheel while its deadline runs.
+//! All links are indices into one table, so arming and dropping a wait touch no
 //! allocator once the table has grown, and nothing dangles: the leaf's `Drop` takes its node out of both lists.
 //!
 //! Life of a leaf's node: `Armed` → `Fired` | `Interrupted` | `Closed` → released by the leaf, or released at any moment when the leaf is dropped.
@@ -10,7 +11,6 @@
 use std::panic::Location;
 use std::task::Waker;
 
-use super::task::Tasks;
 pub(crate) use super::wheel::NIL;
 use super::wheel::Timers;
 
@@ -88,6 +88,7 @@ impl WaitKind {
     }
 }
 
+/// How far a leaf's wait has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Phase {
@@ -98,17 +99,31 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// How far a scope's deadline has come; told where a leaf's node has its phase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Term {
+    /// It stands in the timer wheel.
+    Running,
+    /// It has run out, and no trap has told the task.
+    Fired,
+    /// It has run out, and a trap has told the task.
+    Told,
+    /// There is none.
+    Off,
+}
+
 /// 40 bytes; a million sleepers pay for every one of them.
 pub(crate) struct Node {
-    /// Slot of the task that waits, `NIL` once that task ended (or for a free node).
-    pub(crate) task: u32,
-    /// Scope (24 bits), kind (4), phase (2), foreign waker (1).
+    /// Slot of the task that waits (28 bits, all ones once that task ended), kind (4).
+    owner: u32,
+    /// Scope (28 bits, all ones for the task itself), phase or term (2), two flags.
     meta: u32,
     pub(crate) task_prev: u32,
     pub(crate) task_next: u32,
     pub(crate) prev: u32,
     pub(crate) next: u32,
-    /// What the queue needs: a deadline, a lot, a source, a serial; the cause once interrupted.
+    /// What the queue needs: a deadline, a source, a serial; the cause once interrupted.
     pub(crate) key: u64,
     /// Where the task awaits.
     pub(crate) at: &'static Location<'static>,
@@ -117,25 +132,67 @@ pub(crate) struct Node {
 const _: () = assert!(size_of::<Node>() == 40);
 
 /// The scope that stands for the task itself.
-pub(crate) const ROOT: u32 = 0xff_ffff;
+pub(crate) const ROOT: u32 = ID;
 
-const SCOPE: u32 = 0x00ff_ffff;
-const KIND_SHIFT: u32 = 24;
+/// In place of a node's task.
+pub(crate) const NOBODY: u32 = ID;
+
+/// A scope's or a task's number within a word. All ones stand for none.
+const ID: u32 = 0x0fff_ffff;
+const KIND_SHIFT: u32 = 28;
 const PHASE_SHIFT: u32 = 28;
-const PHASE: u32 = 0x3000_0000;
-const FOREIGN: u32 = 0x4000_0000;
+const PHASE: u32 = 3 << PHASE_SHIFT;
+/// Of a leaf: a waker other than the task's own waits here.
+const FOREIGN: u32 = 1 << 30;
+/// Of a scope: it is a shield.
+const SHIELD: u32 = 1 << 30;
+/// Of a scope: an enclosing deadline fired while it was open.
+const REARMS: u32 = 1 << 31;
 
 impl Node {
+    /// In no queue, and in no task's list.
+    pub(crate) const fn new(
+        kind: WaitKind,
+        scope: u32,
+        key: u64,
+        at: &'static Location<'static>,
+    ) -> Self {
+        Self {
+            owner: ID | (kind as u32) << KIND_SHIFT,
+            meta: scope,
+            task_prev: NIL,
+            task_next: NIL,
+            prev: NIL,
+            next: NIL,
+            key,
+            at,
+        }
+    }
+
+    /// Slot of the task in whose list it is; [`NOBODY`], which is no slot's number, if it is in none.
+    pub(crate) const fn task(&self) -> u32 {
+        self.owner & ID
+    }
+
+    /// It was taken out of the list of a task that ended.
+    pub(crate) const fn orphan(&mut self) {
+        self.owner |= NOBODY;
+    }
+
+    const fn set_task(&mut self, task: u32) {
+        self.owner = (self.owner & !ID) | task;
+    }
+
     pub(crate) const fn scope(&self) -> u32 {
-        self.meta & SCOPE
+        self.meta & ID
     }
 
     pub(crate) const fn set_scope(&mut self, scope: u32) {
-        self.meta = (self.meta & !SCOPE) | scope;
+        self.meta = (self.meta & !ID) | scope;
     }
 
     pub(crate) const fn kind(&self) -> WaitKind {
-        WaitKind::ALL[(self.meta >> KIND_SHIFT & 15) as usize]
+        WaitKind::ALL[(self.owner >> KIND_SHIFT) as usize]
     }
 
     pub(crate) const fn phase(&self) -> Phase {
@@ -154,6 +211,64 @@ impl Node {
     /// Whether a waker other than the task's own waits here.
     pub(crate) const fn is_foreign(&self) -> bool {
         self.meta & FOREIGN != 0
+    }
+}
+
+/// What a node says if it is a scope.
+impl Node {
+    /// A timeout block whose term is `Running`, which the caller sees to, or `Off`.
+    pub(crate) const fn block(
+        parent: u32,
+        deadline: Option<u64>,
+        at: &'static Location<'static>,
+    ) -> Self {
+        match deadline {
+            Some(deadline) => Self::new(WaitKind::Deadline, parent, deadline, at),
+            None => {
+                let mut block = Self::new(WaitKind::Deadline, parent, 0, at);
+                block.set_term(Term::Off);
+                block
+            }
+        }
+    }
+
+    pub(crate) const fn shield(parent: u32, at: &'static Location<'static>) -> Self {
+        let mut shield = Self::block(parent, None, at);
+        shield.meta |= SHIELD;
+        shield
+    }
+
+    pub(crate) const fn is_scope(&self) -> bool {
+        self.owner >> KIND_SHIFT == WaitKind::Deadline as u32
+    }
+
+    pub(crate) const fn is_shield(&self) -> bool {
+        self.meta & SHIELD != 0
+    }
+
+    pub(crate) const fn term(&self) -> Term {
+        match (self.meta & PHASE) >> PHASE_SHIFT {
+            0 => Term::Running,
+            1 => Term::Fired,
+            2 => Term::Told,
+            _ => Term::Off,
+        }
+    }
+
+    pub(crate) const fn set_term(&mut self, term: Term) {
+        self.meta = (self.meta & !PHASE) | (term as u32) << PHASE_SHIFT;
+    }
+
+    /// Whether leaving it fires an enclosing deadline again (R7).
+    pub(crate) const fn rearms(&self) -> bool {
+        self.meta & REARMS != 0
+    }
+
+    pub(crate) const fn set_rearms(&mut self, rearms: bool) {
+        self.meta &= !REARMS;
+        if rearms {
+            self.meta |= REARMS;
+        }
     }
 }
 
@@ -182,98 +297,62 @@ impl Nodes {
         self.nodes.len() - free.count()
     }
 
-    pub(crate) fn insert(
-        &mut self,
-        kind: WaitKind,
-        scope: u32,
-        key: u64,
-        at: &'static Location<'static>,
-    ) -> u32 {
-        let node = Node {
-            task: NIL,
-            meta: scope | (kind as u32) << KIND_SHIFT,
-            task_prev: NIL,
-            task_next: NIL,
-            prev: NIL,
-            next: NIL,
-            key,
-            at,
-        };
-        self.place(node)
-    }
-
-    /// A node of `task`, at the head of its list of waits, which begins at `head`.
+    /// Puts a node into the table.
     #[inline]
-    pub(crate) fn insert_for(
-        &mut self,
-        task: u32,
-        head: &mut u32,
-        kind: WaitKind,
-        scope: u32,
-        key: u64,
-        at: &'static Location<'static>,
-    ) -> u32 {
-        let task_next = *head;
-        *head = self.place(Node {
-            task,
-            meta: scope | (kind as u32) << KIND_SHIFT,
-            task_prev: NIL,
-            task_next,
-            prev: NIL,
-            next: NIL,
-            key,
-            at,
-        });
-        if task_next != NIL {
-            self[task_next].task_prev = *head;
+    pub(crate) fn insert(&mut self, node: Node) -> u32 {
+        if self.free == NIL {
+            self.grow();
         }
-        *head
-    }
-
-    #[inline]
-    fn place(&mut self, node: Node) -> u32 {
         let id = self.free;
-        if let Some(place) = self.nodes.get_mut(id as usize) {
-            self.free = place.next;
-            *place = node;
-            return id;
+        let place = &mut self.nodes[id as usize];
+        self.free = place.next;
+        *place = node;
+        id
+    }
+
+    /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`.
+    #[inline]
+    pub(crate) fn insert_for(&mut self, task: u32, head: &mut u32, mut node: Node) -> u32 {
+        let next = *head;
+        node.set_task(task);
+        node.task_next = next;
+        let id = self.insert(node);
+        if next != NIL {
+            self[next].task_prev = id;
         }
-        self.grow(node)
+        *head = id;
+        id
     }
 
     #[cold]
-    fn grow(&mut self, node: Node) -> u32 {
-        assert!(self.nodes.len() < 1 << 31, "more than 2^31 waits at once");
-        self.nodes.push(node);
-        (self.nodes.len() - 1) as u32
+    fn grow(&mut self) {
+        assert!(
+            self.nodes.len() < ID as usize,
+            "more than 2^28 waits at once"
+        );
+        self.free = self.nodes.len() as u32;
+        let free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
+        self.nodes.push(free);
     }
 
-    /// Frees a node that is in no queue any more and takes it out of the list of its task. The waker it had must be dropped by the caller once
-    /// no table is borrowed.
+    /// Frees a leaf's node that is in no list any more. The waker it had must be dropped by the caller once no table is borrowed.
     #[inline]
     #[must_use]
-    pub(crate) fn remove(&mut self, id: u32, tasks: &mut Tasks) -> Option<Waker> {
-        let node = &mut self.nodes[id as usize];
-        let (task, prev, next) = (node.task, node.task_prev, node.task_next);
-        let is_foreign = node.is_foreign();
-        // A late answer from another thread looks at kind and key; a free node must not pass for one.
-        node.meta = 0;
-        node.task = NIL;
-        node.next = self.free;
-        self.free = id;
-        if task != NIL {
-            match prev {
-                NIL => tasks[task].waits = next,
-                prev => self[prev].task_next = next,
-            }
-            if next != NIL {
-                self[next].task_prev = prev;
-            }
-        }
-        match is_foreign {
-            true => self.foreign[id as usize].take(),
-            false => None,
-        }
+    pub(crate) fn remove(&mut self, id: u32) -> Option<Waker> {
+        let waker = self.take_waker(id);
+        self.put_back(id);
+        waker
+    }
+
+    /// Frees any other node.
+    #[inline]
+    pub(crate) fn put_back(&mut self, id: u32) {
+        let free = std::mem::replace(&mut self.free, id);
+        let node = &mut self[id];
+        // A late answer from another thread looks at kind and key; a free node must not pass for one. Nor must it lead anywhere
+        // whoever takes it for the scope that it was.
+        (node.owner, node.meta) = (NOBODY, ROOT);
+        node.next = free;
     }
 
     pub(crate) fn set_waker(&mut self, id: u32, waker: Waker) -> Option<Waker> {
@@ -285,24 +364,35 @@ impl Nodes {
         self.foreign[index].replace(waker)
     }
 
-    #[cold]
+    #[inline]
     pub(crate) fn take_waker(&mut self, id: u32) -> Option<Waker> {
-        if !self[id].is_foreign() {
-            return None;
+        match self[id].is_foreign() {
+            true => self.take_foreign_waker(id),
+            false => None,
         }
+    }
+
+    #[cold]
+    fn take_foreign_waker(&mut self, id: u32) -> Option<Waker> {
         self[id].meta &= !FOREIGN;
         self.foreign[id as usize].take()
+    }
+
+    /// For those who change several: a store to a node does not make them look again for where the table is.
+    #[inline]
+    pub(super) fn as_mut_slice(&mut self) -> &mut [Node] {
+        &mut self.nodes
     }
 
     pub(crate) fn get(&self, id: u32) -> Option<&Node> {
         self.nodes.get(id as usize)
     }
 
-    /// Puts `id` at the head of a task's list of waits, which begins at `head`.
+    /// Puts `id` at the head of a task's list, which begins at `head`.
     pub(crate) fn link_to_task(&mut self, id: u32, task: u32, head: &mut u32) {
         let next = *head;
         let node = &mut self[id];
-        node.task = task;
+        node.set_task(task);
         node.task_prev = NIL;
         node.task_next = next;
         if next != NIL {
@@ -311,18 +401,18 @@ impl Nodes {
         *head = id;
     }
 
-    /// Takes `id` out of the list that begins at `head`.
+    /// Takes `id` out of the list that begins at `head`. Its task is for the caller to change.
+    #[inline]
     pub(crate) fn unlink_from_task(&mut self, id: u32, head: &mut u32) {
-        let node = &mut self[id];
-        let prev = std::mem::replace(&mut node.task_prev, NIL);
-        let next = std::mem::replace(&mut node.task_next, NIL);
-        node.task = NIL;
+        let nodes = self.as_mut_slice();
+        let node = &nodes[id as usize];
+        let (prev, next) = (node.task_prev, node.task_next);
         match prev {
             NIL => *head = next,
-            prev => self[prev].task_next = next,
+            prev => nodes[prev as usize].task_next = next,
         }
         if next != NIL {
-            self[next].task_prev = prev;
+            nodes[next as usize].task_prev = prev;
         }
     }
 }

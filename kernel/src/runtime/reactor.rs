@@ -295,7 +295,7 @@ impl State {
     }
 
     pub(crate) fn waiting_task(&self, node: u32) -> Option<TaskId> {
-        let task = self.nodes.get(node)?.task;
+        let task = self.nodes.get(node)?.task();
         let body = self.tasks.get(task)?.body.as_ref()?;
         Some(TaskId(body.id))
     }

@@ -22,10 +22,6 @@ impl Ready {
         self.put.wrapping_sub(self.taken)
     }
 
-    pub(crate) const fn capacity(&self) -> usize {
-        self.ring.len()
-    }
-
     pub(crate) const fn is_empty(&self) -> bool {
         self.put == self.taken
     }

@@ -45,6 +45,15 @@ impl Completer {
 
     /// Wakes the task.
     pub fn complete(self) {}
+
+    /// Answers without waking the kernel, if that sleeps; to wake it is then up to the caller, who may have more answers soon. `None` if there is nothing to wake:
+    /// the kernel runs, or another owes it that already.
+    pub fn complete_on_credit(self) -> Option<Ring> {
+        let is_owed = self.sender.push_on_credit(Note::Complete(self.ticket));
+        let sender = self.sender;
+        std::mem::forget(self);
+        is_owed.then_some(Ring { sender })
+    }
 }
 
 impl Drop for Completer {
@@ -56,5 +65,23 @@ impl Drop for Completer {
 impl std::fmt::Debug for Completer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Completer")
+    }
+}
+
+/// Wakes a sleeping kernel, for which there are answers, when it is dropped. Made by [`Completer::complete_on_credit`].
+#[must_use = "dropping it wakes the kernel"]
+pub struct Ring {
+    sender: InboxSender,
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.sender.ring();
+    }
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
     }
 }

@@ -20,33 +20,14 @@
 //!
 //! (R1 is the definition of firing, R12 is `interruptible`.) Told or not is one flag a scope; a flag on the slot says
 //! whether any scope of the task is untold, so that a leaf that blocks in ordinary times tests one bit.
+//!
+//! A scope is a node: its `scope` is the one around it, its `key` the deadline, and so a timeout block that is left in time, as
+//! nearly all are, costs one node and the way into a list and out.
 
-use slab::Slab;
-
-use super::nodes::{NIL, Phase, ROOT, WaitKind};
+use super::nodes::{NIL, Node, Phase, ROOT, Term};
 use super::task::Flags;
 use super::{Aftermath, State};
 use crate::error::Interrupt;
-
-/// A timeout block or a shield.
-#[derive(Clone, Copy)]
-pub(crate) struct Scope {
-    /// Whose it is; `NIL` once that task ended.
-    task: u32,
-    /// The scope around it.
-    parent: u32,
-    /// Its neighbours in the task's list.
-    prev: u32,
-    next: u32,
-    /// The armed deadline, `NIL` for a shield, for a block without one, and once it has fired.
-    timer: u32,
-    is_shield: bool,
-    fired: bool,
-    /// Whether a trap has told the task.
-    told: bool,
-    /// An enclosing deadline fired while it was open: leaving it fires that one again (R7).
-    rearms: bool,
-}
 
 /// How a timeout block ended, by R8.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,36 +42,28 @@ pub(crate) enum Verdict {
     Uncaught,
 }
 
-pub(crate) type Scopes = Slab<Scope>;
-
 impl State {
-    /// Opens a timeout block (with or without a deadline) or a shield of the current task, inside the current scope.
-    pub(crate) fn open_scope(&mut self, deadline: Option<u64>, is_shield: bool) -> u32 {
-        let task = self.current;
-        let scope = self.scopes.insert(Scope {
-            task: NIL,
-            parent: self.scope,
-            prev: NIL,
-            next: NIL,
-            timer: NIL,
-            is_shield,
-            fired: false,
-            told: false,
-            rearms: false,
-        });
-        let scope = u32::try_from(scope)
-            .ok()
-            .filter(|&scope| scope < ROOT)
-            .expect("fewer than 2^24 scopes");
-        self.link_scope(scope, task);
-        if let Some(deadline) = deadline {
-            let timer = self
-                .nodes
-                .insert(WaitKind::Deadline, scope, deadline, self.nowhere);
-            self.wheel.arm(&mut self.nodes, timer);
-            self.scopes[scope as usize].timer = timer;
+    /// Opens a timeout block of the current task, inside the current scope.
+    #[inline]
+    pub(crate) fn open_block(&mut self, deadline: Option<u64>) -> u32 {
+        let block = self.open_scope(Node::block(self.scope, deadline, self.nowhere));
+        if deadline.is_some() {
+            self.wheel.arm(&mut self.nodes, block);
         }
-        scope
+        block
+    }
+
+    /// Opens a shield of the current task, inside the current scope.
+    pub(crate) fn open_shield(&mut self) -> u32 {
+        self.open_scope(Node::shield(self.scope, self.nowhere))
+    }
+
+    #[inline]
+    fn open_scope(&mut self, scope: Node) -> u32 {
+        match self.tasks.get_mut(self.current) {
+            Some(slot) => self.nodes.insert_for(self.current, &mut slot.scopes, scope),
+            None => self.nodes.insert(scope),
+        }
     }
 
     /// When the first of a task's timeout blocks ends.
@@ -98,99 +71,124 @@ impl State {
         let mut scope = self.tasks[task].scopes;
         let mut first: Option<u64> = None;
         while scope != NIL {
-            let block = &self.scopes[scope as usize];
-            if block.timer != NIL {
-                let deadline = self.nodes[block.timer].key;
-                first = Some(first.map_or(deadline, |first| first.min(deadline)));
+            let block = &self.nodes[scope];
+            if block.term() == Term::Running {
+                first = Some(first.map_or(block.key, |first| first.min(block.key)));
             }
-            scope = block.next;
+            scope = block.task_next;
         }
         first
     }
 
     /// Makes `scope` the current one and returns the one that was.
+    #[inline]
     pub(crate) fn enter_scope(&mut self, scope: u32) -> u32 {
-        let task = self.scopes[scope as usize].task;
-        if task != self.current {
-            // The block's future was moved to another task.
-            self.unlink_scope(scope);
-            self.link_scope(scope, self.current);
+        if self.nodes[scope].task() != self.current {
+            self.adopt_scope(scope);
         }
-        self.scopes[scope as usize].parent = self.scope;
+        self.nodes[scope].set_scope(self.scope);
         std::mem::replace(&mut self.scope, scope)
     }
 
+    /// Makes the scope around a block current again.
+    pub(crate) fn leave_scope(&mut self, outer: u32) {
+        self.scope = outer;
+    }
+
+    /// The block's future was moved to another task.
+    #[cold]
+    fn adopt_scope(&mut self, scope: u32) {
+        self.unlink_scope(scope);
+        match self.tasks.get_mut(self.current) {
+            Some(slot) => self
+                .nodes
+                .link_to_task(scope, self.current, &mut slot.scopes),
+            None => self.nodes[scope].orphan(),
+        }
+    }
+
     /// Ends a scope.
+    #[inline]
     pub(crate) fn close_scope(&mut self, scope: u32) {
-        let closed = self.scopes.remove(scope as usize);
-        let Scope { task, parent, .. } = closed;
-        if closed.timer != NIL {
-            self.release(closed.timer);
+        let node = &self.nodes[scope];
+        let (task, parent) = (node.task(), node.scope());
+        if node.term() == Term::Running {
+            self.cancel_timer(scope);
         }
-        if task == NIL {
+        self.unlink_scope(scope);
+        self.nodes.put_back(scope);
+        let Some(slot) = self.tasks.get(task) else {
             return;
+        };
+        let has_pending = slot.flags.has(Flags::PENDING);
+        if slot.waits != NIL || slot.scopes != NIL {
+            self.hand_over(task, scope, parent);
         }
-        self.bridge(&closed);
-        // Leaves and blocks that were created inside and moved out live on in the scope around.
-        let mut node = self.tasks[task].waits;
-        while node != NIL {
-            if self.nodes[node].scope() == scope {
-                self.nodes[node].set_scope(parent);
-            }
-            node = self.nodes[node].task_next;
-        }
-        let mut other = self.tasks[task].scopes;
-        while other != NIL {
-            let other_scope = &mut self.scopes[other as usize];
-            if other_scope.parent == scope {
-                other_scope.parent = parent;
-            }
-            other = other_scope.next;
-        }
-        if self.tasks[task].flags.has(Flags::PENDING) {
+        if has_pending {
             self.refresh_pending(task);
         }
     }
 
+    /// Leaves and blocks that were created inside a scope and moved out live on in the scope around.
+    #[cold]
+    fn hand_over(&mut self, task: u32, scope: u32, parent: u32) {
+        let slot = &self.tasks[task];
+        for first in [slot.waits, slot.scopes] {
+            let mut node = first;
+            while node != NIL {
+                if self.nodes[node].scope() == scope {
+                    self.nodes[node].set_scope(parent);
+                }
+                node = self.nodes[node].task_next;
+            }
+        }
+    }
+
     /// Ends a timeout block whose body came to its end; `timed_out` says that the body's result is a timeout's interrupt.
+    #[inline]
     pub(crate) fn exit_timeout(&mut self, scope: u32, timed_out: bool) -> Verdict {
-        let Scope {
-            fired,
-            told,
-            task,
-            parent,
-            timer,
-            rearms,
-            ..
-        } = self.scopes[scope as usize];
+        let block = &self.nodes[scope];
+        // Curio's "badness". Reading the clock at the end of every block is too much to ask of a release.
+        let is_overdue =
+            cfg!(debug_assertions) && block.term() == Term::Running && block.key <= self.time();
+        if timed_out || is_overdue || block.scope() != ROOT || block.term() != Term::Running {
+            return self.exit_with_care(scope, timed_out, is_overdue);
+        }
+        self.close_scope(scope);
+        Verdict::Keep
+    }
+
+    /// As `exit_timeout`, of a block that has run out, or may have, or stands in others.
+    #[inline(never)]
+    fn exit_with_care(&mut self, scope: u32, timed_out: bool, is_overdue: bool) -> Verdict {
+        let block = &self.nodes[scope];
+        let (task, term, rearms) = (block.task(), block.term(), block.rearms());
         let mut enclosing = None;
-        let mut outer = parent;
-        while outer != ROOT && !self.scopes[outer as usize].is_shield {
-            let around = &self.scopes[outer as usize];
-            if around.fired {
+        let mut outer = block.scope();
+        while outer != ROOT && !self.nodes[outer].is_shield() {
+            let around = &self.nodes[outer];
+            if matches!(around.term(), Term::Fired | Term::Told) {
                 enclosing = Some(outer);
             }
-            outer = around.parent;
+            outer = around.scope();
         }
-        // Curio's "badness". Reading the clock at the end of every block is too much to ask of a release.
-        let is_late =
-            !timed_out && (fired && !told || cfg!(debug_assertions) && self.is_overdue(timer));
         self.close_scope(scope);
         if let Some(outer) = enclosing
             && rearms
         {
             // R7
-            self.scopes[outer as usize].told = false;
-            if task != NIL {
-                self.tasks[task].flags.set(Flags::PENDING);
+            self.nodes[outer].set_term(Term::Fired);
+            if let Some(slot) = self.tasks.get_mut(task) {
+                slot.flags.set(Flags::PENDING);
             }
         }
-        match (timed_out, enclosing, fired) {
+        let has_fired = matches!(term, Term::Fired | Term::Told);
+        match (timed_out, enclosing, has_fired) {
             (true, Some(_), _) => Verdict::Enclosing,
             (true, None, true) => Verdict::Expired,
             (true, None, false) => Verdict::Uncaught,
             (false, _, _) => {
-                if is_late {
+                if is_overdue || term == Term::Fired {
                     let text = "a timeout block ended after its deadline without having blocked since; its result stands";
                     self.aftermath
                         .push(Aftermath::Log(log::Level::Warn, text.into()));
@@ -200,23 +198,20 @@ impl State {
         }
     }
 
-    /// The deadline of a block ran out.
-    pub(crate) fn fire_deadline(&mut self, timer: u32) {
-        let scope = self.nodes[timer].scope();
-        self.release(timer);
-        self.scopes[scope as usize].timer = NIL;
-        self.scopes[scope as usize].fired = true;
-        let task = self.scopes[scope as usize].task;
-        if task != NIL {
-            let mut inner = self.tasks[task].scopes;
-            while inner != NIL {
-                if inner != scope && self.reaches(inner, scope) {
-                    self.scopes[inner as usize].rearms = true;
-                }
-                inner = self.scopes[inner as usize].next;
+    /// The deadline of a block ran out; it is off the wheel.
+    pub(crate) fn fire_deadline(&mut self, scope: u32) {
+        self.nodes[scope].set_term(Term::Fired);
+        let Some(slot) = self.tasks.get(self.nodes[scope].task()) else {
+            return;
+        };
+        let mut inner = slot.scopes;
+        while inner != NIL {
+            if inner != scope && self.reaches(inner, scope) {
+                self.nodes[inner].set_rearms(true);
             }
-            self.fire_scope(task, scope);
+            inner = self.nodes[inner].task_next;
         }
+        self.fire_scope(self.nodes[scope].task(), scope);
     }
 
     /// Fires the task itself, unless it was cancelled before. R9: its timeouts are off from now on.
@@ -231,14 +226,15 @@ impl State {
         slot.flags.clear(Flags::CANCEL_DELIVERED);
         let mut scope = slot.scopes;
         while scope != NIL {
-            let next = self.scopes[scope as usize].next;
             if self.reaches(scope, ROOT) {
                 self.disarm(scope);
-                let block = &mut self.scopes[scope as usize];
-                block.fired &= block.told;
-                block.rearms = false;
+                let block = &mut self.nodes[scope];
+                if block.term() == Term::Fired {
+                    block.set_term(Term::Off);
+                }
+                block.set_rearms(false);
             }
-            scope = next;
+            scope = self.nodes[scope].task_next;
         }
         let before = self.reasons.insert(task, interrupt);
         self.forget(before);
@@ -276,8 +272,9 @@ impl State {
             if scope == ROOT {
                 return false;
             }
-            match self.scopes.get(scope as usize) {
-                Some(inner) if !inner.is_shield => scope = inner.parent,
+            // Not every number need be that of a scope still: the leaf may have been moved out of one that is closed.
+            match self.nodes.get(scope) {
+                Some(inner) if inner.is_scope() && !inner.is_shield() => scope = inner.scope(),
                 _ => return false,
             }
         }
@@ -332,9 +329,11 @@ impl State {
         slot.flags.clear(Flags::PENDING);
         let mut scope = slot.scopes;
         while scope != NIL {
-            let block = &mut self.scopes[scope as usize];
-            block.told |= block.fired;
-            scope = block.next;
+            let block = &mut self.nodes[scope];
+            if block.term() == Term::Fired {
+                block.set_term(Term::Told);
+            }
+            scope = block.task_next;
         }
     }
 
@@ -367,15 +366,15 @@ impl State {
                 }
                 break;
             }
-            let block = &mut self.scopes[scope as usize];
-            if block.is_shield {
+            let block = &mut self.nodes[scope];
+            if block.is_shield() {
                 break;
             }
-            if block.fired && !block.told {
-                block.told = true;
+            if block.term() == Term::Fired {
+                block.set_term(Term::Told);
                 found = Some(Interrupt::TaskTimeout);
             }
-            scope = block.parent;
+            scope = block.scope();
         }
         self.refresh_pending(task);
         found
@@ -387,9 +386,9 @@ impl State {
             slot.flags.has(Flags::CANCELLED) && !slot.flags.has(Flags::CANCEL_DELIVERED);
         let mut scope = slot.scopes;
         while scope != NIL {
-            let block = &self.scopes[scope as usize];
-            untold |= block.fired && !block.told;
-            scope = block.next;
+            let block = &self.nodes[scope];
+            untold |= block.term() == Term::Fired;
+            scope = block.task_next;
         }
         if !untold {
             self.tasks[task].flags.clear(Flags::PENDING);
@@ -403,54 +402,29 @@ impl State {
             .unwrap_or_else(Interrupt::cancelled)
     }
 
-    /// Whether the deadline has passed although nobody has looked yet.
-    fn is_overdue(&self, timer: u32) -> bool {
-        timer != NIL && self.nodes[timer].key <= self.time()
-    }
-
+    /// Takes a scope's deadline away, if one runs.
+    #[inline]
     fn disarm(&mut self, scope: u32) {
-        let timer = std::mem::replace(&mut self.scopes[scope as usize].timer, NIL);
-        if timer != NIL {
-            self.release(timer);
+        if self.nodes[scope].term() == Term::Running {
+            self.cancel_timer(scope);
+            self.nodes[scope].set_term(Term::Off);
         }
     }
 
-    fn link_scope(&mut self, scope: u32, task: u32) {
-        if task == NIL {
-            return;
-        }
-        let next = std::mem::replace(&mut self.tasks[task].scopes, scope);
-        if next != NIL {
-            self.scopes[next as usize].prev = scope;
-        }
-        let block = &mut self.scopes[scope as usize];
-        (block.task, block.prev, block.next) = (task, NIL, next);
-    }
-
+    /// Takes a scope out of its task's list.
+    #[inline]
     fn unlink_scope(&mut self, scope: u32) {
-        let block = self.scopes[scope as usize];
-        if block.task != NIL {
-            self.bridge(&block);
-            let block = &mut self.scopes[scope as usize];
-            (block.task, block.prev, block.next) = (NIL, NIL, NIL);
-        }
-    }
-
-    /// Links the neighbours of a task's scope with each other.
-    fn bridge(&mut self, block: &Scope) {
-        match block.prev {
-            NIL => self.tasks[block.task].scopes = block.next,
-            prev => self.scopes[prev as usize].next = block.next,
-        }
-        if block.next != NIL {
-            self.scopes[block.next as usize].prev = block.prev;
+        if let Some(slot) = self.tasks.get_mut(self.nodes[scope].task()) {
+            self.nodes.unlink_from_task(scope, &mut slot.scopes);
         }
     }
 
     /// A task ended: scopes that outlive it belong to nobody, until a task polls them.
     pub(crate) fn orphan_scopes(&mut self, task: u32) {
         while self.tasks[task].scopes != NIL {
-            self.unlink_scope(self.tasks[task].scopes);
+            let scope = self.tasks[task].scopes;
+            self.unlink_scope(scope);
+            self.nodes[scope].orphan();
         }
     }
 }

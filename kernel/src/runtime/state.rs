@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
-use super::lots::Lots;
-use super::nodes::{NIL, Node, Nodes, Phase, WaitKind};
+use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
 use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
-use super::scopes::Scopes;
 use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
-use super::wheel::Wheel;
+use super::wheel::{DUE, Due, Wheel};
 use crate::error::Interrupt;
 use crate::local::Locals;
 use crate::task::{TaskId, TaskInfo, TaskState};
@@ -27,14 +25,14 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     pub(super) ready: Ready,
     pub(crate) nodes: Nodes,
-    pub(crate) lots: Lots,
     /// The lot of those who wait until no other task can run.
-    pub(super) idle: u32,
+    pub(crate) idle: u32,
     pub(super) wheel: Wheel,
-    pub(super) scopes: Scopes,
     pub(crate) reactor: Reactor,
     pub(super) clock: Box<dyn Clock>,
     pub(super) epoch: Instant,
+    /// When timers were last looked at: every timer that has fired had run out by then.
+    pub(crate) fired_at: Instant,
     /// The kernel's serial number, as in `Core`.
     pub(crate) serial: u32,
     /// Slot of the task that is being polled.
@@ -50,7 +48,7 @@ pub(crate) struct State {
     pub(super) locals: HashMap<u32, Locals>,
     /// User code to run once no table is borrowed.
     pub(super) aftermath: Vec<Aftermath>,
-    pub(super) due: Vec<u32>,
+    pub(super) due: Vec<Due>,
     pub(super) last_serial: u64,
     /// How many waits depend on an answer from another thread.
     pub(super) remote_waits: usize,
@@ -60,7 +58,7 @@ pub(crate) struct State {
 }
 
 /// Saturating: 584 years are for ever.
-pub(super) const fn nanos(duration: Duration) -> u64 {
+pub(crate) const fn nanos(duration: Duration) -> u64 {
     let seconds = duration.as_secs().saturating_mul(1_000_000_000);
     seconds.saturating_add(duration.subsec_nanos() as u64)
 }
@@ -76,9 +74,6 @@ pub(super) enum Aftermath {
     Log(log::Level, String),
 }
 
-/// The `prev` of a timer that has come off the wheel and waits for its turn in the same batch.
-pub(super) const DUE: u32 = u32::MAX - 1;
-
 impl State {
     /// Nanoseconds since the kernel's epoch.
     pub(crate) fn time(&self) -> u64 {
@@ -93,9 +88,9 @@ impl State {
         nanos(at.saturating_duration_since(self.epoch))
     }
 
-    /// The time `duration` from now.
-    pub(crate) fn after(&self, duration: Duration) -> u64 {
-        self.time().saturating_add(nanos(duration))
+    /// The time so many nanoseconds from now.
+    pub(crate) fn after(&self, nanos: u64) -> u64 {
+        self.time().saturating_add(nanos)
     }
 
     pub(super) fn instant(&self, ticks: u64) -> Instant {
@@ -103,24 +98,24 @@ impl State {
     }
 
     /// A wait of the current task, in its list of waits and in no queue yet.
+    #[inline]
     pub(crate) fn open_wait(
         &mut self,
         kind: WaitKind,
         key: u64,
         at: &'static Location<'static>,
     ) -> u32 {
-        let task = self.current;
-        let waits = &mut self.tasks[task].waits;
-        self.nodes
-            .insert_for(task, waits, kind, self.scope, key, at)
+        let waits = &mut self.tasks[self.current].waits;
+        let node = Node::new(kind, self.scope, key, at);
+        self.nodes.insert_for(self.current, waits, node)
     }
 
-    pub(crate) fn park(&mut self, node: u32, lot: u32) {
-        self.lots.park(&mut self.nodes, lot, node);
-    }
-
-    pub(crate) fn arm_timer(&mut self, node: u32) {
+    /// A wait of the current task for a time.
+    #[inline]
+    pub(crate) fn open_sleep(&mut self, deadline: u64, at: &'static Location<'static>) -> u32 {
+        let node = self.open_wait(WaitKind::Sleep, deadline, at);
         self.wheel.arm(&mut self.nodes, node);
+        node
     }
 
     /// A wait that another thread will answer.
@@ -135,19 +130,34 @@ impl State {
     }
 
     /// Completes an armed wait that has left its queue.
+    #[inline(always)]
     pub(crate) fn fire(&mut self, node: u32) {
         self.settle(node, Phase::Fired);
     }
 
     /// Notes how an armed wait that has left its queue ended, and calls the waker of its leaf: its own if it was polled with one, else its task's.
+    #[inline(always)]
     pub(super) fn settle(&mut self, id: u32, phase: Phase) {
         let node = &mut self.nodes[id];
         node.set_phase(phase);
-        let task = node.task;
+        let task = node.task();
         if node.is_foreign() {
             self.wake_foreign(id);
-        } else if task != NIL {
+        } else if !self.aftermath.is_empty() {
+            self.wake_in_turn(task);
+        } else if task != NOBODY {
             self.make_ready(task);
+        }
+    }
+
+    /// Makes a task ready behind those that foreign wakers, which are still to be called, will make ready.
+    #[cold]
+    fn wake_in_turn(&mut self, task: u32) {
+        if let Some(slot) = self.tasks.get(task)
+            && let Some(body) = &slot.body
+        {
+            let word = Word::new(body.kernel, slot.flags.generation(), task);
+            self.aftermath.push(Aftermath::Wake(word.waker()));
         }
     }
 
@@ -167,7 +177,7 @@ impl State {
     /// Wakes the task of a lot that waits longest. False if it is empty.
     #[inline]
     pub(crate) fn unpark_one(&mut self, lot: u32) -> bool {
-        match self.lots.unpark(&mut self.nodes, lot) {
+        match self.nodes.unpark(lot) {
             Some(node) => {
                 self.fire(node);
                 true
@@ -176,14 +186,13 @@ impl State {
         }
     }
 
-    /// Waits until no other task can run.
-    pub(crate) fn park_idle(&mut self, node: u32) {
-        self.nodes[node].key = u64::from(self.idle);
-        self.park(node, self.idle);
+    /// Opens an empty lot.
+    pub(crate) fn open_lot(&mut self) -> u32 {
+        self.nodes.open_lot(self.nowhere)
     }
 
     pub(super) fn has_idle_waits(&self) -> bool {
-        self.lots.len(self.idle) > 0
+        !self.nodes.is_vacant(self.idle)
     }
 
     /// Wakes those who wait until no other task can run, if none can.
@@ -195,10 +204,10 @@ impl State {
 
     /// Drops a lot; whoever still waits in it is told so.
     pub(crate) fn close_lot(&mut self, lot: u32) {
-        while let Some(node) = self.lots.unpark(&mut self.nodes, lot) {
+        while let Some(node) = self.nodes.unpark(lot) {
             self.settle(node, Phase::Closed);
         }
-        self.lots.close(lot);
+        self.nodes.close_lot(lot);
     }
 
     /// An answer from another thread; a late one finds its wait gone.
@@ -228,8 +237,7 @@ impl State {
     pub(super) fn detach(&mut self, node: u32) {
         let key = self.nodes[node].key;
         match self.nodes[node].kind() {
-            WaitKind::Deadline | WaitKind::Sleep if self.nodes[node].prev == DUE => {}
-            WaitKind::Deadline | WaitKind::Sleep => self.wheel.cancel(&mut self.nodes, node),
+            WaitKind::Sleep => self.cancel_timer(node),
             WaitKind::Read => self.reactor.remove_waiter(key, Direction::Read),
             WaitKind::Write => self.reactor.remove_waiter(key, Direction::Write),
             WaitKind::Remote => self.remote_waits -= 1,
@@ -237,8 +245,16 @@ impl State {
             WaitKind::Foreign => {}
             kind => {
                 debug_assert!(kind.is_parked());
-                self.lots.remove(&mut self.nodes, key as u32, node);
+                self.nodes.leave_lot(node);
             }
+        }
+    }
+
+    /// Takes a timer off the wheel, if it is still there.
+    #[inline]
+    pub(super) fn cancel_timer(&mut self, node: u32) {
+        if self.nodes[node].prev != DUE {
+            self.wheel.cancel(&mut self.nodes, node);
         }
     }
 
@@ -251,19 +267,30 @@ impl State {
     }
 
     /// Ends a wait if it has been fired.
+    #[inline(always)]
     pub(crate) fn collect(&mut self, node: u32) -> bool {
         let has_fired = self.nodes[node].phase() == Phase::Fired;
         if has_fired {
-            self.free(node);
+            // Its waker, had it one of its own, was taken to be woken.
+            self.unlink_wait(node);
+            self.nodes.put_back(node);
         }
         has_fired
     }
 
-    /// Frees a node that is in no queue any more.
-    #[inline]
+    /// Frees a leaf's node that is in no queue any more.
     pub(super) fn free(&mut self, node: u32) {
-        if let Some(waker) = self.nodes.remove(node, &mut self.tasks) {
+        self.unlink_wait(node);
+        if let Some(waker) = self.nodes.remove(node) {
             self.drop_later(waker);
+        }
+    }
+
+    /// Takes a leaf's node out of its task's list.
+    #[inline(always)]
+    fn unlink_wait(&mut self, node: u32) {
+        if let Some(slot) = self.tasks.get_mut(self.nodes[node].task()) {
+            self.nodes.unlink_from_task(node, &mut slot.waits);
         }
     }
 
@@ -274,13 +301,10 @@ impl State {
 
     /// Notes by which task and in which scope a leaf that waits was polled.
     pub(crate) fn refresh_wait(&mut self, node: u32) {
-        let task = self.nodes[node].task;
+        let task = self.nodes[node].task();
         if task != self.current {
             // The leaf was moved to another task since it was armed.
-            if task != NIL {
-                let waits = &mut self.tasks[task].waits;
-                self.nodes.unlink_from_task(node, waits);
-            }
+            self.unlink_wait(node);
             let waits = &mut self.tasks[self.current].waits;
             self.nodes.link_to_task(node, self.current, waits);
         }
@@ -304,36 +328,55 @@ impl State {
         if self.wheel.is_empty() {
             return;
         }
-        let now = self.time();
+        self.fired_at = self.now();
+        let now = self.ticks(self.fired_at);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.expire(&mut self.nodes, now, &mut due);
-        for &timer in &due {
-            self.nodes[timer].prev = DUE;
-        }
         // In deadline order: a timeout that comes before a sleep of its body interrupts it, one that comes after finds it done.
-        for timer in due.drain(..) {
-            match (self.nodes[timer].kind(), self.nodes[timer].phase()) {
-                (WaitKind::Deadline, _) => self.fire_deadline(timer),
-                (_, Phase::Armed) => self.fire(timer),
+        for (_, timer) in due.drain(..) {
+            let node = &self.nodes[timer];
+            match node.is_scope() {
+                true if node.term() == Term::Running => self.fire_deadline(timer),
+                false if node.phase() == Phase::Armed => self.fire(timer),
                 _ => {}
             }
         }
         self.due = due;
     }
 
+    /// A slot for a new task, and a place at the end of the ready queue.
+    #[inline(always)]
+    pub(super) fn admit(&mut self, body: &BodyRef) -> u32 {
+        let slot = match self.tasks.reuse(body) {
+            Some(slot) => slot,
+            None => self.admit_anew(body),
+        };
+        self.ready.push(slot);
+        slot
+    }
+
+    /// The ready queue has room for every slot.
+    #[cold]
+    fn admit_anew(&mut self, body: &BodyRef) -> u32 {
+        let slot = self.tasks.push(body);
+        self.ready.reserve(self.tasks.capacity());
+        slot
+    }
+
     /// Ends a task: its slot is free, whoever joined it is woken. The caller drops the body once no table is borrowed.
     #[must_use]
+    #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        let slot = &self.tasks[task];
-        let marked = slot.flags.has(Flags::CANCELLED.and(Flags::LOCALS));
-        let is_bare = slot.waits == NIL && slot.scopes == NIL && !marked;
+        let slot = &mut self.tasks[task];
+        let is_bare =
+            slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::LEAVES_MORE);
+        let joiners = std::mem::replace(&mut slot.joiners, NIL);
         if !is_bare {
             self.strip(task);
         }
-        self.fire_joiners(task);
         let body = self.tasks.retire(task);
-        if !self.names.is_empty() {
-            self.forget_name(body.id);
+        if joiners != NIL {
+            self.fire_joiners(joiners, body.keeps_joiners());
         }
         body
     }
@@ -344,13 +387,21 @@ impl State {
         while self.tasks[task].waits != NIL {
             // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
             let node = self.tasks[task].waits;
-            let waits = &mut self.tasks[task].waits;
-            self.nodes.unlink_from_task(node, waits);
+            self.unlink_wait(node);
+            self.nodes[node].orphan();
         }
         self.orphan_scopes(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
+        }
+        if self.tasks[task].flags.has(Flags::NAMED) {
+            let body = self.tasks[task].body.as_ref();
+            let id = body.expect("it is about to end").id;
+            self.names.remove(&id);
+            if let Some(board) = &self.board {
+                board.forget_name(id);
+            }
         }
         if self.tasks[task].flags.has(Flags::LOCALS) {
             let locals = self.locals.remove(&task);
@@ -386,8 +437,17 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
+    /// A wait of the current task for the end of `task`.
+    #[inline]
+    pub(crate) fn open_join(&mut self, task: u32, at: &'static Location<'static>) -> u32 {
+        let node = self.open_wait(WaitKind::Join, u64::from(task), at);
+        self.arm_join(node, task);
+        node
+    }
+
     /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
-    pub(crate) fn arm_join(&mut self, node: u32, task: u32) {
+    #[inline]
+    fn arm_join(&mut self, node: u32, task: u32) {
         let first = self.tasks[task].joiners;
         if first == NIL {
             self.nodes[node].prev = node;
@@ -402,42 +462,66 @@ impl State {
         self.nodes[first].prev = node;
     }
 
+    /// A wait whose node must not go while user code runs: the task that is waited for may end in it.
+    pub(crate) fn keep_at_end(&self, node: u32) {
+        let node = &self.nodes[node];
+        if (node.kind(), node.phase()) == (WaitKind::Join, Phase::Armed) {
+            let body = self.tasks[node.key as u32].body.as_ref();
+            body.expect("only a live task is waited for").keep_joiners();
+        }
+    }
+
     pub(super) fn disarm_join(&mut self, node: u32) {
         let Node {
             prev, next, key, ..
         } = self.nodes[node];
         self.nodes[prev].next = next;
         self.nodes[next].prev = prev;
-        let first = &mut self.tasks[key as u32].joiners;
-        if *first == node {
-            *first = if next == node { NIL } else { next };
+        let slot = &mut self.tasks[key as u32];
+        if slot.joiners == node {
+            slot.joiners = if next == node { NIL } else { next };
         }
+        let body = slot.body.as_ref();
+        body.expect("only a live task is waited for").keep_joiners();
     }
 
-    pub(super) fn fire_joiners(&mut self, task: u32) {
-        let first = std::mem::replace(&mut self.tasks[task].joiners, NIL);
-        let mut node = first;
-        while node != NIL {
-            let next = self.nodes[node].next;
-            self.fire(node);
-            node = if next == first { NIL } else { next };
+    /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
+    #[inline]
+    fn fire_joiners(&mut self, first: u32, keep: bool) {
+        let mut id = first;
+        loop {
+            let node = &self.nodes[id];
+            let (next, task) = (node.next, node.task());
+            if keep || node.is_foreign() || task == NOBODY || !self.aftermath.is_empty() {
+                self.fire_joiner_with_care(id, keep);
+            } else {
+                self.nodes.unlink_from_task(id, &mut self.tasks[task].waits);
+                self.nodes.put_back(id);
+                self.make_ready(task);
+            }
+            if next == first {
+                break;
+            }
+            id = next;
         }
     }
 
     #[cold]
-    fn forget_name(&mut self, task: u64) {
-        if self.names.remove(&task).is_some()
-            && let Some(board) = &self.board
-        {
-            board.forget_name(task);
+    fn fire_joiner_with_care(&mut self, node: u32, keep: bool) {
+        self.fire(node);
+        if !keep {
+            self.free(node);
         }
     }
 
-    pub(crate) fn set_name(&mut self, task: u64, name: Rc<str>) {
+    pub(crate) fn set_name(&mut self, task: u32, name: Rc<str>) {
+        let slot = &mut self.tasks[task];
+        slot.flags.set(Flags::NAMED);
+        let body = slot.body.as_ref().expect("only live tasks are named");
         if let Some(board) = &self.board {
-            board.set_name(task, &name);
+            board.set_name(body.id, &name);
         }
-        self.names.insert(task, name);
+        self.names.insert(body.id, name);
     }
 
     pub(crate) fn name(&self, task: u64) -> Option<Rc<str>> {
@@ -495,7 +579,7 @@ impl State {
     pub(super) fn is_current(&self, word: Word) -> bool {
         self.tasks
             .get(word.slot())
-            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.generation))
+            .is_some_and(|slot| slot.body.is_some() && word.fits(slot.flags.generation()))
     }
 
     /// Every live task, the newest first.

@@ -17,7 +17,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use std::ptr::{self, NonNull};
 use std::task::{Context, Poll};
 
 use super::nodes::NIL;
-use super::waker::{self, MAX_SLOTS};
+use super::waker::{GENERATION_BITS, MAX_SLOTS};
 use crate::error::{JoinError, Panic, panic_text};
 use crate::task::TaskRef;
 
@@ -69,8 +69,10 @@ const CANCELLED: u8 = 1;
 const DETACHED: u8 = 2;
 /// To be dropped instead of polled, or as soon as the poll it is in returns.
 const DOOMED: u8 = 4;
+/// The nodes of those who wait for its end outlive it.
+const KEEPS_JOINERS: u8 = 8;
 /// Somebody was told of its panic.
-const REPORTED: u8 = 8;
+const REPORTED: u8 = 16;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -78,6 +80,11 @@ impl Header {
     /// Whether the task has not ended; then its slot is its own.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.stage.get(), Stage::Idle | Stage::Busy)
+    }
+
+    /// Whether somebody may still take its output; then there is a handle, and with it a reference.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.marks.get() & DETACHED == 0
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -88,6 +95,21 @@ impl Header {
     pub(crate) fn mark_cancelled(&self) -> bool {
         let before = self.marks.replace(self.marks.get() | CANCELLED);
         before & CANCELLED == 0
+    }
+
+    /// Whether it has ended, and its end has freed the nodes of those who waited for it, so that they need not look into any table.
+    /// So it is for nearly all tasks; but once one of the waits was given up or interrupted, nobody could tell whether it was that of his.
+    #[inline]
+    pub(crate) fn has_freed_joiners(&self) -> bool {
+        !self.is_live() && !self.keeps_joiners()
+    }
+
+    pub(crate) fn keeps_joiners(&self) -> bool {
+        self.marks.get() & KEEPS_JOINERS != 0
+    }
+
+    pub(crate) fn keep_joiners(&self) {
+        self.marks.set(self.marks.get() | KEEPS_JOINERS);
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
@@ -123,11 +145,10 @@ struct VTable {
     poll: unsafe fn(NonNull<Header>, &mut Context<'_>) -> bool,
     /// Drops what the place holds, as `stage` says.
     clear: unsafe fn(NonNull<Header>),
-    /// Moves a `Value` to the pointer, which is one to the future's output type.
-    take: unsafe fn(NonNull<Header>, *mut ()),
-    /// Where the payload of a `Panicked` body is.
-    panic: unsafe fn(NonNull<Header>) -> *mut Box<dyn Any + Send>,
+    /// Where the place begins. All that it can hold begins there, so that a value is taken out without a call.
+    place: usize,
     layout: Layout,
+    is_pooled: bool,
 }
 
 /// `header` comes first, so that a pointer to the body is one to its header.
@@ -137,6 +158,7 @@ struct Body<F: Future> {
     place: UnsafeCell<Place<F>>,
 }
 
+#[repr(C)]
 union Place<F: Future> {
     future: ManuallyDrop<F>,
     output: ManuallyDrop<F::Output>,
@@ -147,9 +169,9 @@ impl<F: Future> Body<F> {
     const VTABLE: VTable = VTable {
         poll: Self::poll,
         clear: Self::clear,
-        take: Self::take,
-        panic: Self::panic,
-        layout: block_layout(Layout::new::<Self>()),
+        place: offset_of!(Self, place),
+        layout: Layout::new::<Self>(),
+        is_pooled: is_pooled(Layout::new::<Self>()),
     };
 
     /// # Safety
@@ -216,27 +238,6 @@ impl<F: Future> Body<F> {
     }
 
     /// # Safety
-    /// `body` points to a live `Body<F>` in stage `Value`, `to` to room for an `F::Output`.
-    unsafe fn take(body: NonNull<Header>, to: *mut ()) {
-        // SAFETY: per contract the output is there; the caller changes the stage, so it is read once.
-        unsafe {
-            let (_, place) = Self::parts(body);
-            to.cast::<F::Output>()
-                .write(ManuallyDrop::take(&mut place.output));
-        }
-    }
-
-    /// # Safety
-    /// `body` points to a live `Body<F>` that holds neither future nor output, and the caller is the only one to use its place.
-    unsafe fn panic(body: NonNull<Header>) -> *mut Box<dyn Any + Send> {
-        // SAFETY: per contract; the pointer is to a field of the union, whatever that holds.
-        unsafe {
-            let (_, place) = Self::parts(body);
-            (&raw mut place.panic).cast()
-        }
-    }
-
-    /// # Safety
     /// `body` points to a live `Body<F>`, and the caller is the only one to use its place.
     unsafe fn parts<'a>(body: NonNull<Header>) -> (&'a Header, &'a mut Place<F>) {
         // SAFETY: `repr(C)` puts the header first; the pointer was made from the whole body. The place is in an
@@ -257,6 +258,7 @@ impl BodyRef {
     /// The kernel may hold it past the end of the borrows in `F`: the caller promises, by a type that carries the lifetime or by a guard,
     /// that the future and its output are dropped before that.
     pub(crate) fn with_future<F: Future>(
+        pool: &Pool,
         future: F,
         id: u64,
         parent: u64,
@@ -278,7 +280,16 @@ impl BodyRef {
         let place = UnsafeCell::new(Place {
             future: ManuallyDrop::new(future),
         });
-        let block = take_block(Body::<F>::VTABLE.layout).cast::<Body<F>>();
+        let layout = Body::<F>::VTABLE.layout;
+        let block = match Body::<F>::VTABLE.is_pooled {
+            true => pool.take(layout),
+            false => {
+                // SAFETY: a body is never empty: it has a header.
+                let block = unsafe { alloc(layout) };
+                NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
+            }
+        };
+        let block = block.cast::<Body<F>>();
         // SAFETY: the block is fresh, large enough and aligned for a `Body<F>`.
         unsafe { block.write(Body { header, place }) };
         Handle {
@@ -313,6 +324,22 @@ impl BodyRef {
         true
     }
 
+    /// Where the place begins.
+    fn place<T>(&self) -> NonNull<T> {
+        // SAFETY: the place is that far into the body's block.
+        unsafe { self.0.byte_add(self.vtable.place).cast() }
+    }
+
+    /// Moves out what the place holds.
+    ///
+    /// # Safety
+    /// It holds a `T`: the stage is `Value` and `T` the output of the body's future, or it is `Panicked` and `T` the payload.
+    unsafe fn take<T>(&self) -> T {
+        self.stage.set(Stage::Taken);
+        // SAFETY: the place holds a `T` at its beginning, which nobody reads again, as the stage says from now on.
+        unsafe { self.place().read() }
+    }
+
     /// Drops what the place holds; a panic in a destructor is logged and goes no further.
     fn clear(&self) {
         // SAFETY: called with the future entered as `Busy`, or when the last reference goes, so nobody uses the place.
@@ -328,10 +355,17 @@ impl BodyRef {
         }
     }
 
+    /// The handle goes before anybody took the output.
+    #[inline(never)]
+    fn detach(&self) {
+        self.marks.set(self.marks.get() | DETACHED);
+        self.drop_unwanted_output();
+    }
+
     /// Drops an output that nobody can take any more. It may borrow what the handle's type vouches for, so it must not live
     /// on in a body that a `TaskRef` keeps.
     pub(crate) fn drop_unwanted_output(&self) {
-        if self.marks.get() & DETACHED == 0 {
+        if self.is_wanted() {
             return;
         }
         match self.stage.get() {
@@ -356,16 +390,15 @@ impl BodyRef {
         if self.stage.get() != Stage::Panicked {
             return None;
         }
-        self.stage.set(Stage::Taken);
-        // SAFETY: the stage said that the payload is there, and was changed, so that it is read once.
-        Some(unsafe { (self.vtable.panic)(self.0).read() })
+        // SAFETY: the stage says that the payload is there.
+        Some(unsafe { self.take() })
     }
 
     /// Puts the payload back, or another in its place.
     pub(super) fn put_panic(&self, payload: Box<dyn Any + Send>) {
         assert!(self.stage.get() == Stage::Taken, "the place is taken");
         // SAFETY: the stage says that the place is empty; it has room for a payload, as for any other field of the union.
-        unsafe { (self.vtable.panic)(self.0).write(payload) };
+        unsafe { self.place().write(payload) };
         self.stage.set(Stage::Panicked);
     }
 
@@ -402,13 +435,12 @@ impl Deref for BodyRef {
 impl Clone for BodyRef {
     #[inline]
     fn clone(&self) -> Self {
-        self.refs.set(
-            self.refs
-                .get()
-                .checked_add(1)
-                .expect("fewer than 2^32 references to a task"),
+        // Leaves one for `share`.
+        assert!(
+            self.refs.get() < u32::MAX - 1,
+            "fewer than 2^32 references to a task"
         );
-        Self(self.0)
+        self.share()
     }
 }
 
@@ -424,6 +456,13 @@ impl Drop for BodyRef {
 }
 
 impl BodyRef {
+    /// A clone that needs no check, because it is not one too many: that of the loop, one at a time, or of a body's first slot.
+    #[inline]
+    pub(crate) fn share(&self) -> Self {
+        self.refs.set(self.refs.get() + 1);
+        Self(self.0)
+    }
+
     /// Drops a reference that is not the last one. (Were it the last, the body would leak.)
     #[inline]
     pub(crate) fn release_shared(self) {
@@ -438,7 +477,12 @@ impl BodyRef {
             self.clear();
         }
         // SAFETY: this was the last reference; the block was allocated with this layout.
-        unsafe { give_block(self.0.cast(), self.vtable.layout) };
+        unsafe {
+            match self.vtable.is_pooled {
+                true => Pool::give(self.0.cast()),
+                false => dealloc(self.0.as_ptr().cast(), self.vtable.layout),
+            }
+        };
     }
 }
 
@@ -451,8 +495,10 @@ pub(crate) struct Handle<T> {
 
 impl<T> Drop for Handle<T> {
     fn drop(&mut self) {
-        self.body().marks.set(self.body().marks.get() | DETACHED);
-        self.body().drop_unwanted_output();
+        // Mostly a join has taken the output.
+        if self.body().stage.get() != Stage::Taken {
+            self.body().detach();
+        }
     }
 }
 
@@ -462,58 +508,73 @@ impl<T> Handle<T> {
     }
 
     /// The output, once the task has ended; `None` before that.
+    #[inline]
     pub(crate) fn take(&self) -> Option<Result<T, JoinError>> {
         match self.body().stage.get() {
-            Stage::Idle | Stage::Busy => None,
             Stage::Value => {
-                let mut output = std::mem::MaybeUninit::<T>::uninit();
                 // SAFETY: a value is there, of type `T`: `Handle<T>` is made by `BodyRef::with_future` alone, which ties `T` to the
-                // future. The stage is changed before anything else can look.
-                let output = unsafe {
-                    (self.body().vtable.take)(self.body().0, output.as_mut_ptr().cast());
-                    self.body().stage.set(Stage::Taken);
-                    output.assume_init()
-                };
-                Some(Ok(output))
+                // future.
+                Some(Ok(unsafe { self.body().take() }))
             }
+            stage => Some(Err(self.take_error(stage)?)),
+        }
+    }
+
+    /// Why there is no value, once the task has ended.
+    #[inline(never)]
+    fn take_error(&self, stage: Stage) -> Option<JoinError> {
+        match stage {
+            Stage::Idle | Stage::Busy | Stage::Value => None,
             Stage::Panicked => {
                 let panic = self.body().take_panic()?;
-                Some(Err(JoinError::Panicked(Panic::new(panic))))
+                Some(JoinError::Panicked(Panic::new(panic)))
             }
-            Stage::Aborted => Some(Err(JoinError::Aborted)),
-            Stage::Taken => Some(Err(JoinError::Taken)),
+            Stage::Aborted => Some(JoinError::Aborted),
+            Stage::Taken => Some(JoinError::Taken),
         }
     }
 }
 
-/// Bodies of up to this size come from free lists.
+/// Larger bodies get a block of their own from the allocator.
 const LARGEST_POOLED: usize = 1024;
-const GRAIN: usize = 16;
-/// How much a free list keeps, so that a burst of tasks does not hold its memory for ever.
-const KEPT_BYTES: usize = 1 << 20;
+const GRAIN: usize = align_of::<Header>();
+/// Size and alignment of a chunk, so that a block's address says where its chunk begins.
+const CHUNK: usize = 256 * 1024;
+const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK, CHUNK) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a power of two is an alignment"),
+};
+/// Blocks begin at multiples of it if their size is one.
+const LARGEST_ALIGN: usize = 16;
+const FIRST_BLOCK: usize = size_of::<Chunk>().next_multiple_of(LARGEST_ALIGN);
 
-/// The layout a body's block really has: pooled blocks come in multiples of `GRAIN`.
-const fn block_layout(body: Layout) -> Layout {
-    if body.size() > LARGEST_POOLED || body.align() > GRAIN {
-        return body;
-    }
-    match Layout::from_size_align(body.size().next_multiple_of(GRAIN), GRAIN) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a size of at most LARGEST_POOLED is a layout"),
-    }
+const fn is_pooled(layout: Layout) -> bool {
+    layout.size() <= LARGEST_POOLED && layout.align() <= LARGEST_ALIGN
 }
 
-/// Free blocks by size. Each kernel has one, so that taking a block touches no lock.
+/// Where a kernel's bodies come from: chunks that are cut into blocks of one size each. Against the system's allocator this
+/// saves its 8 to 24 bytes for each task, and its locks and searching.
+///
+/// The chunks of one size form a ring: the head, from which blocks are taken; chunks with room; full ones. A chunk that is empty and not
+/// the head goes back to the allocator. Bodies may outlive the kernel: then the last one in a chunk frees it.
 pub(crate) struct Pool {
-    classes: [Cell<FreeList>; LARGEST_POOLED / GRAIN],
+    /// By size in grains.
+    heads: [Cell<*mut Chunk>; LARGEST_POOLED / GRAIN + 1],
 }
 
-#[derive(Clone, Copy)]
-struct FreeList {
-    /// The first free block; its first word points to the next one.
-    head: *mut FreeBlock,
-    /// How many bytes it keeps.
-    kept: usize,
+struct Chunk {
+    /// Null once the pool is gone. (Never a `Pool` that was moved: `Core` holds it, in an `Rc`.)
+    pool: *const Pool,
+    next: *mut Self,
+    prev: *mut Self,
+    free: *mut FreeBlock,
+    /// Bytes of a block.
+    size: u32,
+    /// Where the first block begins that was never in use.
+    fresh: u32,
+    /// Blocks in use.
+    used: u32,
+    is_head: bool,
 }
 
 struct FreeBlock {
@@ -523,102 +584,202 @@ struct FreeBlock {
 impl Pool {
     pub(crate) const fn new() -> Self {
         Self {
-            classes: [const {
-                Cell::new(FreeList {
-                    head: ptr::null_mut(),
-                    kept: 0,
-                })
-            }; LARGEST_POOLED / GRAIN],
+            heads: [const { Cell::new(ptr::null_mut()) }; LARGEST_POOLED / GRAIN + 1],
         }
     }
 
-    fn class(&self, layout: Layout) -> Option<&Cell<FreeList>> {
-        if layout.align() != GRAIN {
-            return None;
+    /// A block of that `layout`, which is a pooled one.
+    #[inline]
+    fn take(&self, layout: Layout) -> NonNull<u8> {
+        let head = self.heads[layout.size() / GRAIN].get();
+        // SAFETY: a head is null or a chunk of ours, and what is on its list are free blocks that `give` wrote to.
+        unsafe {
+            if let Some(head) = head.as_mut()
+                && let Some(block) = NonNull::new(head.free)
+            {
+                head.free = block.as_ref().next;
+                head.used += 1;
+                return block.cast();
+            }
         }
-        // No list for a size of 0, which wraps, nor for more than the largest.
-        self.classes.get(layout.size().wrapping_sub(1) / GRAIN)
+        self.take_fresh(layout)
     }
 
-    fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let class = self.class(layout)?;
-        let FreeList { head, kept } = class.get();
-        let block = NonNull::new(head)?;
-        // SAFETY: blocks on the list are free, at least `GRAIN` bytes, and begin with a `FreeBlock` that `give` wrote.
-        let next = unsafe { block.as_ref() }.next;
-        class.set(FreeList {
-            head: next,
-            kept: kept - layout.size(),
-        });
-        Some(block.cast())
+    /// The head's list is empty.
+    #[inline(never)]
+    fn take_fresh(&self, layout: Layout) -> NonNull<u8> {
+        let place = &self.heads[layout.size() / GRAIN];
+        // SAFETY: all chunks that are reached from a head are alive; a block that is cut lies within its chunk, one on a list is free.
+        unsafe {
+            let mut head = place.get();
+            if head.is_null() || (*head).is_full() {
+                let full = head;
+                head = match full.is_null() || (*(*full).next).is_full() {
+                    true => self.add_chunk(layout, full),
+                    false => (*full).next,
+                };
+                if !full.is_null() {
+                    (*full).is_head = false;
+                }
+                (*head).is_head = true;
+                place.set(head);
+            }
+            (*head).used += 1;
+            let free = (*head).free;
+            if !free.is_null() {
+                (*head).free = (*free).next;
+                return NonNull::new_unchecked(free.cast());
+            }
+            let fresh = (*head).fresh;
+            (*head).fresh += (*head).size;
+            NonNull::new_unchecked(head.byte_add(fresh as usize).cast())
+        }
+    }
+
+    /// A new chunk, before `next` in its ring, or in one of its own.
+    ///
+    /// # Safety
+    /// `next` is null or a chunk in a ring.
+    unsafe fn add_chunk(&self, layout: Layout, next: *mut Chunk) -> *mut Chunk {
+        // SAFETY: the layout is not empty; the ring's chunks are alive per contract.
+        unsafe {
+            let chunk = alloc(CHUNK_LAYOUT).cast::<Chunk>();
+            if chunk.is_null() {
+                handle_alloc_error(CHUNK_LAYOUT);
+            }
+            chunk.write(Chunk {
+                pool: self,
+                next: chunk,
+                prev: chunk,
+                free: ptr::null_mut(),
+                size: layout.size() as u32,
+                fresh: FIRST_BLOCK as u32,
+                used: 0,
+                is_head: false,
+            });
+            if !next.is_null() {
+                Chunk::link(chunk, (*next).prev);
+            }
+            chunk
+        }
+    }
+
+    /// Takes a block back, if need be into the pool of a kernel that is gone.
+    ///
+    /// # Safety
+    /// `block` came from `take`, on this thread, and is in nobody's use.
+    #[inline]
+    unsafe fn give(block: NonNull<u8>) {
+        let chunk = block
+            .as_ptr()
+            .map_addr(|address| address & !(CHUNK - 1))
+            .cast::<Chunk>();
+        // SAFETY: the block is ours per contract, and its chunk alive as long as one of its blocks is in use.
+        unsafe {
+            match (*chunk).is_head {
+                true => Chunk::put(chunk, block),
+                false => Chunk::put_behind(chunk, block),
+            }
+        }
+    }
+}
+
+impl Chunk {
+    const fn is_full(&self) -> bool {
+        self.free.is_null() && (self.fresh + self.size) as usize > CHUNK
     }
 
     /// # Safety
-    /// `block` was allocated with `layout` and is in nobody's use. On true it belongs to the pool.
-    unsafe fn give(&self, block: NonNull<u8>, layout: Layout) -> bool {
-        let Some(class) = self.class(layout) else {
-            return false;
-        };
-        let FreeList { head, kept } = class.get();
-        if kept >= KEPT_BYTES {
-            return false;
-        }
+    /// `block` is one of the chunk's and in nobody's use.
+    unsafe fn put(chunk: *mut Self, block: NonNull<u8>) {
         let block = block.cast::<FreeBlock>();
-        // SAFETY: the block is ours per contract, aligned to `GRAIN` and at least as large.
-        unsafe { block.write(FreeBlock { next: head }) };
-        class.set(FreeList {
-            head: block.as_ptr(),
-            kept: kept + layout.size(),
-        });
-        true
+        // SAFETY: per contract; a block is aligned to `GRAIN` and larger than a `FreeBlock`.
+        unsafe {
+            let next = (*chunk).free;
+            block.write(FreeBlock { next });
+            (*chunk).free = block.as_ptr();
+            (*chunk).used -= 1;
+        }
+    }
+
+    /// `put` for a chunk that is not the head.
+    ///
+    /// # Safety
+    /// As `put`.
+    #[inline(never)]
+    unsafe fn put_behind(chunk: *mut Self, block: NonNull<u8>) {
+        // SAFETY: per contract; a ring's chunks are alive, and so is the pool if the chunk still knows it.
+        unsafe {
+            let was_full = (*chunk).is_full();
+            Self::put(chunk, block);
+            let has_pool = !(*chunk).pool.is_null();
+            if (*chunk).used == 0 {
+                if has_pool {
+                    Self::unlink(chunk);
+                }
+                dealloc(chunk.cast(), CHUNK_LAYOUT);
+            } else if was_full && has_pool {
+                // It has room now, so its place is before the full ones.
+                Self::unlink(chunk);
+                let pool = &*(*chunk).pool;
+                Self::link(chunk, pool.heads[(*chunk).size as usize / GRAIN].get());
+            }
+        }
+    }
+
+    /// Puts `chunk` behind `prev` in its ring.
+    ///
+    /// # Safety
+    /// Both are alive, and `chunk` in no ring but its own.
+    unsafe fn link(chunk: *mut Self, prev: *mut Self) {
+        // SAFETY: per contract.
+        unsafe {
+            let next = (*prev).next;
+            ((*chunk).prev, (*chunk).next) = (prev, next);
+            (*prev).next = chunk;
+            (*next).prev = chunk;
+        }
+    }
+
+    /// Takes `chunk` out of its ring.
+    ///
+    /// # Safety
+    /// It is in one with others, all of them alive.
+    unsafe fn unlink(chunk: *mut Self) {
+        // SAFETY: per contract.
+        unsafe {
+            (*(*chunk).prev).next = (*chunk).next;
+            (*(*chunk).next).prev = (*chunk).prev;
+        }
     }
 }
 
 impl Drop for Pool {
+    /// Bodies that are still in use keep their chunks.
     fn drop(&mut self) {
-        for (class, list) in self.classes.iter().enumerate() {
-            let size = (class + 1) * GRAIN;
-            let layout = Layout::from_size_align(size, GRAIN).expect("a pooled layout");
-            let mut head = list.get().head;
-            while let Some(block) = NonNull::new(head) {
-                // SAFETY: each block of the list is free and was allocated with its class's layout.
+        for head in &self.heads {
+            let head = head.get();
+            let mut chunk = head;
+            while !chunk.is_null() {
+                // SAFETY: the chunks of a ring are alive, and an empty one is in nobody's use.
                 unsafe {
-                    head = block.as_ref().next;
-                    dealloc(block.as_ptr().cast(), layout);
+                    let next = (*chunk).next;
+                    (*chunk).pool = ptr::null();
+                    (*chunk).is_head = false;
+                    if (*chunk).used == 0 {
+                        dealloc(chunk.cast(), CHUNK_LAYOUT);
+                    }
+                    chunk = if next == head { ptr::null_mut() } else { next };
                 }
             }
         }
     }
 }
 
-fn take_block(layout: Layout) -> NonNull<u8> {
-    if let Some(block) = waker::with_current(|core| core?.pool.take(layout)) {
-        return block;
-    }
-    // SAFETY: a body is never empty: it has a header.
-    let block = unsafe { alloc(layout) };
-    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
-}
-
-/// # Safety
-/// `block` was allocated with `layout` and is in nobody's use.
-unsafe fn give_block(block: NonNull<u8>, layout: Layout) {
-    let pooled = waker::with_current(|core| {
-        // SAFETY: per contract.
-        core.is_some_and(|core| unsafe { core.pool.give(block, layout) })
-    });
-    if !pooled {
-        // SAFETY: per contract, and the pool did not take it.
-        unsafe { dealloc(block.as_ptr(), layout) };
-    }
-}
-
-/// All that scheduling needs to know of a task; two of them share a cache line.
+/// All that scheduling needs to know of a task.
 pub(crate) struct Slot {
     /// `None` for a free slot.
     pub(crate) body: Option<BodyRef>,
-    /// Grows with each task that had this slot.
-    pub(crate) generation: u32,
     /// First of the nodes that the task waits at; the next free slot while this one is free.
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
@@ -628,11 +789,12 @@ pub(crate) struct Slot {
     pub(crate) flags: Flags,
 }
 
-const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(size_of::<Slot>() == 24);
 
-/// What the scheduler and the canceller note about a task.
+/// What the scheduler and the canceller note about a task; and, in the upper 24 bits, the generation of its slot, which grows with each task
+/// that had it. A waker keeps as many.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Flags(u8);
+pub(crate) struct Flags(u32);
 
 impl Flags {
     /// In the ready queue.
@@ -647,6 +809,22 @@ impl Flags {
     pub(crate) const ESCAPED: Self = Self(16);
     /// It has task-local values.
     pub(crate) const LOCALS: Self = Self(32);
+    /// It has a name.
+    pub(crate) const NAMED: Self = Self(64);
+    /// When it ends there is more to do than to free its slot.
+    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED.and(Self::LOCALS).and(Self::NAMED);
+
+    const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
+
+    pub(crate) const fn generation(self) -> u32 {
+        self.0 >> Self::GENERATION_SHIFT
+    }
+
+    /// Those of a new task in the slot of this one.
+    const fn of_next_task(self) -> Self {
+        let generation = (self.0 >> Self::GENERATION_SHIFT).wrapping_add(1);
+        Self(generation << Self::GENERATION_SHIFT)
+    }
 
     /// Both.
     pub(crate) const fn and(self, other: Self) -> Self {
@@ -700,33 +878,36 @@ impl Tasks {
         self.last_id
     }
 
-    /// A slot for a new task. Its flags say that it is queued, which the caller sees to.
-    pub(crate) fn insert(&mut self, body: BodyRef) -> u32 {
+    /// Puts a new task into a free slot. Its flags say that it is queued, which the caller sees to. `None` if no slot is free.
+    #[inline]
+    pub(crate) fn reuse(&mut self, body: &BodyRef) -> Option<u32> {
+        let id = self.free;
+        let slot = self.slots.get_mut(id as usize)?;
+        debug_assert!(
+            (slot.scopes, slot.joiners) == (NIL, NIL),
+            "as `retire` left it"
+        );
+        self.free = slot.waits;
         self.live += 1;
-        if self.free != NIL {
-            let id = self.free;
-            body.slot.set(id);
-            let slot = &mut self.slots[id as usize];
-            self.free = slot.waits;
-            *slot = Slot {
-                body: Some(body),
-                waits: NIL,
-                scopes: NIL,
-                joiners: NIL,
-                flags: Flags::QUEUED,
-                ..*slot
-            };
-            return id;
-        }
+        body.slot.set(id);
+        slot.body = Some(body.share());
+        slot.waits = NIL;
+        slot.flags.set(Flags::QUEUED);
+        Some(id)
+    }
+
+    /// As `reuse`, with a slot that there was not yet.
+    #[cold]
+    pub(crate) fn push(&mut self, body: &BodyRef) -> u32 {
         assert!(
             self.slots.len() < MAX_SLOTS,
             "a kernel holds at most 2^28 tasks"
         );
         let id = self.slots.len() as u32;
+        self.live += 1;
         body.slot.set(id);
         self.slots.push(Slot {
-            body: Some(body),
-            generation: 0,
+            body: Some(body.clone()),
             waits: NIL,
             scopes: NIL,
             joiners: NIL,
@@ -735,14 +916,16 @@ impl Tasks {
         id
     }
 
-    /// Ends a task: takes the body out of the slot and moves the slot to its next generation. A slot that still stands in the ready queue
-    /// is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits, scopes and joiners are gone: takes the body out of the slot and moves the slot to its next generation. A slot that
+    /// still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    #[inline]
     pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
-        slot.generation = slot.generation.wrapping_add(1);
-        if !slot.flags.has(Flags::QUEUED) {
+        let is_queued = slot.flags.has(Flags::QUEUED);
+        slot.flags = slot.flags.of_next_task();
+        if !is_queued {
             self.free_slot(id);
         }
         body
@@ -780,5 +963,110 @@ impl std::ops::Index<u32> for Tasks {
 impl std::ops::IndexMut<u32> for Tasks {
     fn index_mut(&mut self, id: u32) -> &mut Slot {
         &mut self.slots[id as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Pool {
+        /// How many chunks it holds for blocks of `layout`, and how many of their blocks are in use.
+        fn chunks(&self, layout: Layout) -> (usize, u32) {
+            let head = self.heads[layout.size() / GRAIN].get();
+            let (mut chunks, mut used, mut chunk) = (0, 0, head);
+            while !chunk.is_null() {
+                // SAFETY: the chunks of a ring are alive.
+                unsafe {
+                    chunks += 1;
+                    used += (*chunk).used;
+                    assert_eq!((*chunk).is_head, chunk == head);
+                    chunk = (*chunk).next;
+                }
+                if chunk == head {
+                    break;
+                }
+            }
+            (chunks, used)
+        }
+    }
+
+    /// Takes blocks and fills them with bytes of their own.
+    fn take(pool: &Pool, layout: Layout, count: usize) -> Vec<NonNull<u8>> {
+        (0..count)
+            .map(|n| {
+                let block = pool.take(layout);
+                assert_eq!(block.addr().get() % layout.align(), 0);
+                // SAFETY: the block is ours and that large.
+                unsafe { block.write_bytes(n as u8, layout.size()) };
+                block
+            })
+            .collect()
+    }
+
+    fn is_filled(block: NonNull<u8>, layout: Layout, with: usize) -> bool {
+        // SAFETY: the block is ours, that large, and written to.
+        let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), layout.size()) };
+        bytes.iter().all(|&byte| byte == with as u8)
+    }
+
+    fn give(block: NonNull<u8>) {
+        // SAFETY: the tests give each block back once.
+        unsafe { Pool::give(block) };
+    }
+
+    #[test]
+    fn blocks_do_not_overlap_and_an_empty_chunk_goes_back() {
+        for (size, align) in [(64, 8), (72, 8), (80, 16), (1024, 8)] {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let pool = Pool::new();
+            for round in 0..3 {
+                let blocks = take(&pool, layout, 1000);
+                for (n, &block) in blocks.iter().enumerate() {
+                    assert!(is_filled(block, layout, n), "size {size}, round {round}");
+                }
+                let (most, used) = pool.chunks(layout);
+                assert_eq!(used, 1000);
+                assert!(most * (CHUNK - FIRST_BLOCK) / size >= 1000);
+                // Every third first, so that chunks are found full, with room and empty.
+                for k in 0..3 {
+                    for &block in blocks.iter().skip(k).step_by(3) {
+                        give(block);
+                    }
+                }
+                assert_eq!(pool.chunks(layout), (1, 0), "size {size}, round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn room_in_chunks_behind_the_head_is_used_before_a_new_chunk() {
+        let layout = Layout::from_size_align(128, 8).unwrap();
+        let pool = Pool::new();
+        let mut blocks = take(&pool, layout, 1000);
+        let (chunks, _) = pool.chunks(layout);
+        for _ in 0..10 {
+            for block in blocks.drain(..500) {
+                give(block);
+            }
+            blocks.extend(take(&pool, layout, 500));
+            assert!(pool.chunks(layout).0 <= chunks);
+        }
+        blocks.into_iter().for_each(give);
+    }
+
+    #[test]
+    fn blocks_outlive_their_pool() {
+        let layout = Layout::from_size_align(256, 8).unwrap();
+        let pool = Box::new(Pool::new());
+        let mut blocks = take(&pool, layout, 300);
+        for block in blocks.drain(100..200) {
+            give(block);
+        }
+        drop(pool);
+        for (n, &block) in (0..100).chain(200..300).zip(&blocks) {
+            assert!(is_filled(block, layout, n));
+        }
+        blocks.into_iter().for_each(give);
     }
 }

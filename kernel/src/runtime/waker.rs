@@ -19,10 +19,10 @@ use super::{Core, inbox};
 compile_error!("the integer waker needs 64-bit pointers");
 
 const SLOT_BITS: u32 = 28;
-const GENERATION_BITS: u32 = 24;
+pub(super) const GENERATION_BITS: u32 = 24;
 
-/// How many tasks a kernel can hold.
-pub(crate) const MAX_SLOTS: usize = 1 << SLOT_BITS;
+/// How many tasks a kernel can hold; one number is kept for "none".
+pub(crate) const MAX_SLOTS: usize = (1 << SLOT_BITS) - 1;
 
 /// A waker's content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,6 +125,7 @@ impl Drop for Entered<'_> {
 }
 
 /// Calls `f` with the running kernel.
+#[inline(always)]
 pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Core>) -> R) -> R {
     let core = CURRENT.get();
     // SAFETY: the pointer is null, or was set by `enter` from a reference that `Entered` still borrows: `Entered` values are

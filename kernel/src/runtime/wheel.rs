@@ -27,6 +27,12 @@ use std::cell::Cell;
 /// No node.
 pub(crate) const NIL: u32 = u32::MAX;
 
+/// The `prev` of a node that the wheel has handed out and nobody has linked since.
+pub(crate) const DUE: u32 = u32::MAX - 1;
+
+/// A timer that has run out: its deadline and its node. The deadline is here because sorting by what must be looked up in the table takes twice as long.
+pub(crate) type Due = (u64, u32);
+
 /// The table whose nodes the wheel links. Indices stay below 2^31.
 pub(crate) trait Timers {
     /// When the node is due, in nanoseconds since the kernel's epoch. Constant while it is armed.
@@ -95,10 +101,10 @@ impl Wheel {
         self.unlink(timers, node);
     }
 
-    /// Unlinks all that are due at `now` and appends them to `due`, by deadline, equal ones as they were armed.
+    /// Unlinks all that are due at `now`, marks them as [`DUE`] and appends them to `due`, by deadline, equal ones as they were armed.
     ///
     /// `now` should not fall; if it does, nothing is early.
-    pub(crate) fn expire<T: Timers>(&mut self, timers: &mut T, now: u64, due: &mut Vec<u32>) {
+    pub(crate) fn expire<T: Timers>(&mut self, timers: &mut T, now: u64, due: &mut Vec<Due>) {
         let from = due.len();
         let before = self.elapsed;
         self.elapsed = before.max(now >> TICK_BITS);
@@ -134,8 +140,8 @@ impl Wheel {
 
         // Slots came in order, but a cascaded slot is wide, and one that takes late arrivals holds any past deadline.
         let due = &mut due[from..];
-        if !due.is_sorted_by_key(|&node| timers.deadline(node)) {
-            due.sort_by_key(|&node| timers.deadline(node));
+        if !due.is_sorted_by_key(|&(deadline, _)| deadline) {
+            due.sort_by_key(|&(deadline, _)| deadline);
         }
     }
 
@@ -217,14 +223,16 @@ impl Wheel {
     }
 
     /// Hands out what is due of the slot that `elapsed` stands in; the rest stays where it is.
-    fn drain<T: Timers>(&mut self, timers: &mut T, slot: usize, now: u64, due: &mut Vec<u32>) {
+    fn drain<T: Timers>(&mut self, timers: &mut T, slot: usize, now: u64, due: &mut Vec<Due>) {
         let sorted = self.unsorted[0] & (1 << slot) == 0;
         let mut node = self.lists[slot].head;
         while node < END {
             let next = timers.next(node);
-            if timers.deadline(node) <= now {
+            let deadline = timers.deadline(node);
+            if deadline <= now {
                 self.unlink(timers, node);
-                due.push(node);
+                timers.set_prev(node, DUE);
+                due.push((deadline, node));
             } else if sorted {
                 break;
             }
@@ -233,7 +241,7 @@ impl Wheel {
     }
 
     /// Empties a slot: hands out what is due and moves the rest to where it belongs now.
-    fn cascade<T: Timers>(&mut self, timers: &mut T, slot: usize, now: u64, due: &mut Vec<u32>) {
+    fn cascade<T: Timers>(&mut self, timers: &mut T, slot: usize, now: u64, due: &mut Vec<Due>) {
         let mut node = self.lists[slot].head;
         self.vacate(slot);
         while node < END {
@@ -241,7 +249,8 @@ impl Wheel {
             let deadline = timers.deadline(node);
             if deadline <= now {
                 self.len -= 1;
-                due.push(node);
+                timers.set_prev(node, DUE);
+                due.push((deadline, node));
             } else {
                 self.link(timers, node, deadline);
             }
@@ -350,12 +359,12 @@ mod tests {
         fn expire(&mut self, now: u64) -> Vec<u32> {
             let mut due = Vec::new();
             self.wheel.expire(&mut self.table, now, &mut due);
-            for &node in &due {
-                self.table.0[node as usize].1 = NIL;
-                self.table.0[node as usize].2 = NIL;
+            for &(deadline, node) in &due {
+                assert_eq!(self.table.deadline(node), deadline);
+                assert_eq!(self.table.prev(node), DUE);
             }
             self.check();
-            due
+            due.into_iter().map(|(_, node)| node).collect()
         }
 
         fn next_deadline(&self) -> Option<u64> {
@@ -510,6 +519,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
+        /// Accepts: curio/timequeue/timequeue_expired
         #[test]
         fn the_wheel_does_what_a_sorted_map_does(steps in prop::collection::vec(step(), 1..200), start in span()) {
             let mut rig = Rig::new();

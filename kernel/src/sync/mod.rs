@@ -70,10 +70,16 @@ impl Line {
     }
 
     /// Gives one thing to the task that waits longest. False if nobody waits.
+    #[inline]
     fn grant(&self) -> bool {
         // The count spares the way into the kernel in the common case.
-        if self.waiting.get() == 0 || !wake_one(&self.lot) {
-            return false;
+        self.waiting.get() > 0 && self.grant_to_first()
+    }
+
+    #[inline(never)]
+    fn grant_to_first(&self) -> bool {
+        if !wake_one(&self.lot) {
+            return false; // those who wait were interrupted
         }
         decrement(&self.waiting);
         self.granted.set(self.granted.get() + 1);
@@ -104,7 +110,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     /// Waits for a grant. `Ok`: it is taken.
-    #[inline]
+    #[inline(always)]
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Interrupt>> {
         let waited = self.wait.is_waiting();
         let answer = Pin::new(&mut self.wait).poll(cx);

@@ -301,6 +301,7 @@ impl<T, S: Store<T>> Queue<T, S> {
     }
 
     /// No item will come any more: wakes those who wait for one. These wakes grant nothing.
+    #[cold]
     fn tell_if_drained(&self) {
         if self.is_drained() {
             sched_wake(&self.getters.lot, usize::MAX);

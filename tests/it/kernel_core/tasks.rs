@@ -77,6 +77,22 @@ fn a_task_sleeps_until_an_absolute_time() {
     });
 }
 
+/// Not the time at which its task is polled, which would cost a look at the clock.
+#[test]
+fn a_sleep_answers_when_it_was_over() {
+    run_with(async |clock| {
+        let start = now();
+        let early = spawn(async move {
+            sleep(s(1)).await.unwrap();
+            clock.advance(s(5));
+        });
+        let late = spawn(sleep(s(1)));
+        assert_eq!(late.join().await.unwrap().unwrap(), start + s(1));
+        assert_eq!(now(), start + s(6));
+        early.join().await.unwrap();
+    });
+}
+
 /// Accepts: curio/kernel/task_join, trap/join
 #[test]
 fn join_waits_and_returns_the_value() {

@@ -19,6 +19,35 @@ use kernel::{
 
 use super::{Story, ms, run, run_with, s, told_of_sleep};
 
+/// One stands in the lot with a waker that a combinator made, the others with their task's own.
+#[test]
+fn those_who_wait_through_a_combinator_keep_their_turn() {
+    let story = Story::default();
+    run(async {
+        let lot = Rc::new(Lot::new());
+        let tasks: Vec<_> = ["own", "wrapped", "own again"]
+            .map(|name| {
+                let (lot, story) = (lot.clone(), story.clone());
+                spawn(async move {
+                    let wait = sched_wait(&lot, WaitKind::Event);
+                    match name {
+                        "wrapped" => FuturesUnordered::from_iter([wait]).next().await.unwrap(),
+                        _ => wait.await,
+                    }
+                    .unwrap();
+                    story.tell(name);
+                })
+            })
+            .into();
+        yield_now().await.unwrap();
+        sched_wake(&lot, 3);
+        for task in tasks {
+            task.join().await.unwrap();
+        }
+    });
+    story.assert(&["own", "wrapped", "own again"]);
+}
+
 /// Accepts: trap/sched_wait, trap/sched_wake
 #[test]
 fn a_lot_wakes_as_many_as_asked_in_the_order_they_came() {

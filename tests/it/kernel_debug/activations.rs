@@ -381,9 +381,14 @@ fn an_observer_may_abort_or_cancel_the_very_task_that_it_is_told_of() {
             let diary = Diary::default();
             let builder = virtual_builder().0.activation(Meddler { event, deed });
             let mut kernel = builder.activation(diary.clone()).build().unwrap();
+            let has_run = Rc::new(Cell::new(false));
             let outcome = kernel
                 .run(async {
-                    let task = spawn(sleep(s(1)));
+                    let has_run = has_run.clone();
+                    let task = spawn(async move {
+                        has_run.set(true);
+                        sleep(s(1)).await
+                    });
                     let outcome = task.join().await;
                     // The slot is in order: others have it after this task.
                     for n in 0..10 {

@@ -342,7 +342,7 @@ fn what_peers_send_is_bounded_and_harms_nobody() {
     };
     let hung_up = |text: &str, why: &str| assert!(text.is_empty() || text.ends_with(why), "{text}");
     // A browser, and a form that it was made to send.
-    let request = b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\ncancel 1\nsignal TERM\n";
+    let request = b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\ncancel 1\nsignal WINCH\n";
     hung_up(&send(request), "this is no client of ours\n");
     hung_up(&send(&[b'p'; 1 << 20]), "a line has at most 256 bytes\n");
     hung_up(&send(&[0xff; 200]), "this is no client of ours\n");

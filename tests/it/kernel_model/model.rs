@@ -41,8 +41,6 @@ struct Wait {
     what: For,
     phase: Phase,
     waker: Waker,
-    /// Whether a combinator has put a waker of its own round the task's.
-    is_wrapped: bool,
 }
 
 struct Block {
@@ -92,10 +90,9 @@ struct State {
     waits: BTreeMap<usize, Wait>,
     blocks: BTreeMap<usize, Block>,
     current: usize,
-    waker: Option<Waker>,
     scope: Scope,
     /// What one operation of the kernel wakes.
-    woken: Vec<(bool, Waker)>,
+    woken: Vec<Waker>,
     is_locked: [bool; OBJECTS],
     items: [VecDeque<usize>; OBJECTS],
     is_set: [bool; OBJECTS],
@@ -167,7 +164,7 @@ impl State {
             let wait = self.waits.get_mut(&number).unwrap();
             wait.phase = phase;
             if was_armed {
-                self.woken.push((wait.is_wrapped, wait.waker.clone()));
+                self.woken.push(wait.waker.clone());
             }
         }
     }
@@ -192,12 +189,9 @@ impl State {
         true
     }
 
-    /// In the order in which they were fired, but for wrapped wakers: these are foreign code, called when the operation is done.
+    /// In the order in which they were fired, wrapped wakers too, although these are foreign code, called when the operation is done.
     fn wake(&mut self) {
-        self.woken.sort_by_key(|&(is_wrapped, _)| is_wrapped);
-        for (_, waker) in self.woken.drain(..) {
-            waker.wake();
-        }
+        self.woken.drain(..).for_each(Waker::wake);
     }
 
     /// Wakes up to `count` of those who wait for `what`, the longest waiting first.
@@ -208,7 +202,7 @@ impl State {
             && let Some(wait) = waiting.find(|wait| wait.what == what && wait.phase == Phase::Armed)
         {
             wait.phase = Phase::Fired;
-            self.woken.push((wait.is_wrapped, wait.waker.clone()));
+            self.woken.push(wait.waker.clone());
             fired += 1;
         }
         self.wake();
@@ -258,7 +252,7 @@ impl State {
             } else {
                 let wait = self.waits.get_mut(&number).unwrap();
                 wait.phase = Phase::Fired;
-                self.woken.push((wait.is_wrapped, wait.waker.clone()));
+                self.woken.push(wait.waker.clone());
             }
         }
     }
@@ -285,7 +279,6 @@ struct Leaf {
 impl Leaf {
     fn poll(&mut self, cx: &Context<'_>, what: For) -> Poll<Result<(), Interrupt>> {
         let mut state = self.world.state.borrow_mut();
-        let is_wrapped = !cx.waker().will_wake(state.waker.as_ref().unwrap());
         let Some(number) = self.number else {
             if let Some(interrupt) = state.pending() {
                 return Poll::Ready(Err(interrupt));
@@ -297,7 +290,6 @@ impl Leaf {
                 what,
                 phase: Phase::Armed,
                 waker: cx.waker().clone(),
-                is_wrapped,
             };
             state.waits.insert(number, wait);
             self.number = Some(number);
@@ -308,7 +300,7 @@ impl Leaf {
         match wait.phase {
             Phase::Armed => {
                 (wait.task, wait.scope) = (task, scope);
-                (wait.waker, wait.is_wrapped) = (cx.waker().clone(), is_wrapped);
+                wait.waker = cx.waker().clone();
                 return Poll::Pending;
             }
             Phase::Fired | Phase::Interrupted(_) => {}
@@ -502,7 +494,6 @@ impl Model {
         {
             let state = &mut *self.state.borrow_mut();
             (state.current, state.scope) = (task, None);
-            state.waker = Some(waker.clone());
             state.tasks[task].polls += 1;
         }
         let outcome = body.poll_unpin(&mut Context::from_waker(&waker));

@@ -8,7 +8,8 @@ use std::{env, thread};
 
 use kernel::ProcessFn;
 
-/// Set: this program forgets to serve.
+/// Set: this program forgets to serve and, as a child as well, calls one of its functions. It names a file, which gets a byte from each that
+/// is started; three are enough to see that there is no end.
 const FORGETFUL: &str = "RIG_FORGETFUL_WORKER";
 
 const FUNCTIONS: &[(&str, ProcessFn)] = &[
@@ -28,13 +29,15 @@ const FUNCTIONS: &[(&str, ProcessFn)] = &[
 ];
 
 fn main() {
-    if env::var_os(FORGETFUL).is_none() {
+    let outcome = if let Ok(path) = env::var(FORGETFUL) {
+        forget(&path)
+    } else {
         kernel::process_worker(FUNCTIONS);
-    }
-    let outcome = match env::args().nth(1).as_deref() {
-        Some("square") => call("square", b"12"),
-        Some("orphan") => orphan(),
-        _ => Err("started as nobody's worker".into()),
+        match env::args().nth(1).as_deref() {
+            Some("square") => call("square", b"12"),
+            Some("orphan") => orphan(),
+            _ => Err("started as nobody's worker".into()),
+        }
     };
     match outcome {
         Ok(said) => println!("{}", String::from_utf8_lossy(&said)),
@@ -50,6 +53,16 @@ fn call(function: &str, args: &[u8]) -> Result<Vec<u8>, String> {
     let called = kernel::run(kernel::run_in_process(function, args));
     let outcome = called.map_err(|error| error.to_string())?;
     outcome.map_err(|error| error.to_string())
+}
+
+fn forget(path: &str) -> Result<Vec<u8>, String> {
+    let file = File::options().append(true).create(true).open(path);
+    let mut file = file.map_err(|error| error.to_string())?;
+    file.write_all(b".").map_err(|error| error.to_string())?;
+    if file.metadata().map_err(|error| error.to_string())?.len() >= 3 {
+        return Err("there is no end of it".into());
+    }
+    call("square", b"12")
 }
 
 /// Has a child spin, says its number, and dies without any clean-up.

@@ -1,0 +1,67 @@
+//! What a connection runs over: a socket, or whatever else moves bytes both ways. A new kind is one variant here.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use kernel::net::TcpStream;
+
+use crate::uri::{Host, Uri};
+
+/// A stream of bytes to a server.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Tcp(TcpStream),
+    #[cfg(test)]
+    Unix(kernel::net::UnixStream),
+}
+
+impl Transport {
+    /// Connects to one address of a host. What the address asks for on top of TCP is set up here, too.
+    pub(super) async fn connect(_uri: &Uri, _host: &Host, peer: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(peer).await?;
+        // Writes are put together before; what is written should leave.
+        stream.set_nodelay(true)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    /// Reads what is there; 0 at the end.
+    pub(super) async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buf).await,
+            #[cfg(test)]
+            Self::Unix(stream) => stream.read(buf).await,
+        }
+    }
+
+    /// Writes as much as is taken.
+    pub(super) async fn write(&self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(data).await,
+            #[cfg(test)]
+            Self::Unix(stream) => stream.write(data).await,
+        }
+    }
+
+    /// Has the system give up on a peer that acknowledges nothing, where it can.
+    pub(super) fn set_user_timeout(&self, seconds: u32) {
+        match self {
+            Self::Tcp(stream) => set_user_timeout(stream, seconds),
+            #[cfg(test)]
+            Self::Unix(_) => {}
+        }
+    }
+}
+
+fn set_user_timeout(io: &impl AsFd, seconds: u32) {
+    #[cfg(target_os = "linux")]
+    if seconds > 0 {
+        let timeout = Some(Duration::from_secs(seconds.into()));
+        if let Err(error) = socket2::SockRef::from(io).set_tcp_user_timeout(timeout) {
+            log::debug!("TCP_USER_TIMEOUT: {error}");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (io, seconds);
+}

@@ -1,0 +1,529 @@
+//! Connections that are made again: cut, reset, refused, their broker killed. What was confirmed is consumed at least once, what was not
+//! is told, and every future resolves.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use amqp::client::{
+    self, Channel, Connection, ConnectionEvent, Consumer, Error, Events, Message, Options,
+    PublisherOptions, Recovery, Settled,
+};
+use amqp::wire::Properties;
+use kernel::{spawn, timeout_after};
+use rig::{Broker, Direction, PATIENCE, Proxy, unique};
+
+fn run(body: impl Future<Output = Result<(), Error>>) {
+    kernel::run(timeout_after(PATIENCE, body)).unwrap().unwrap();
+}
+
+fn options() -> Options {
+    Options {
+        recovery: Some(Recovery {
+            first_wait: Duration::from_millis(20),
+            max_wait: Duration::from_millis(500),
+            attempts: None,
+        }),
+        connect_timeout: Duration::from_secs(5),
+        ..Options::default()
+    }
+}
+
+/// A connection that is made again, through a proxy that breaks it.
+async fn through(broker: &Broker) -> Result<(Proxy, Connection), Error> {
+    let proxy = Proxy::to(broker.address());
+    let url = broker.url_through(proxy.address());
+    let connection = client::connect(&url, options()).await?;
+    Ok((proxy, connection))
+}
+
+/// Waits until all is as it was; answers with everything that was told until then.
+async fn recovered(events: &mut Events) -> Result<Vec<ConnectionEvent>, Error> {
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().await? {
+        let is_last = matches!(event, ConnectionEvent::Recovered { .. });
+        seen.push(event);
+        if is_last {
+            return Ok(seen);
+        }
+    }
+    panic!("the connection was given up: {seen:?}");
+}
+
+async fn count(channel: &Channel, queue: &str) -> Result<(u32, u32), Error> {
+    let info = channel.queue(queue).passive().declare().await?;
+    Ok((info.messages, info.consumers))
+}
+
+/// Accepts: amqp/R1, amqp/R28
+#[test]
+fn a_consumer_goes_on_with_its_prefetch_after_a_reset() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let watching = keeper.channel().await?;
+        let queue = unique("recovery");
+        watching.queue(&queue).declare().await?;
+        let publisher = keeper.publisher(PublisherOptions::default()).await?;
+        for n in 0..50_u8 {
+            drop(publisher.publish(Message::new(&[n]).key(&queue)).await?);
+        }
+        publisher.flush().await?;
+
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let mut consumer = channel.consume(&queue).prefetch(5).start().await?;
+        let stale = consumer.next().await?.unwrap();
+        proxy.reset();
+        recovered(&mut events).await?;
+        assert!(stale.is_stale());
+        assert_eq!(stale.ack(), Settled::Stale);
+
+        // Five of them come, and no more before one is settled: the broker keeps the rest.
+        let mut held = Vec::new();
+        while held.len() < 5 {
+            held.push(consumer.next().await?.unwrap());
+        }
+        loop {
+            let (ready, consumers) = count(&watching, &queue).await?;
+            assert!(ready <= 45 || consumers == 0, "{ready}");
+            if ready == 45 {
+                break;
+            }
+        }
+        assert_eq!(consumer.waiting(), 0);
+        let mut seen = std::collections::BTreeSet::new();
+        for delivery in held {
+            seen.insert(delivery.body()[0]);
+            assert_eq!(delivery.ack(), Settled::Queued);
+        }
+        while seen.len() < 50 {
+            let delivery = consumer.next().await?.unwrap();
+            seen.insert(delivery.body()[0]);
+            delivery.ack();
+        }
+        let _ = connection.close(PATIENCE).await?;
+        watching.delete_queue(&queue).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R2, amqp/R5
+#[test]
+fn exclusive_queues_bindings_and_exchanges_come_back_and_a_generated_name_is_followed() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let mut events = connection.events();
+        let (source, target) = (unique("source"), unique("target"));
+        let one = connection.channel().await?;
+        one.exchange(&source, "topic")
+            .auto_delete()
+            .declare()
+            .await?;
+        one.exchange(&target, "fanout")
+            .auto_delete()
+            .declare()
+            .await?;
+        one.bind_exchange(&target, &source, "a.*").await?;
+        let two = connection.channel().await?;
+        let old = two.queue("").exclusive().declare().await?.name;
+        one.bind_queue(&old, &target, "").await?;
+        let mut consumer = two.consume(&old).prefetch(3).start().await?;
+
+        proxy.reset();
+        let seen = recovered(&mut events).await?;
+        let Some(ConnectionEvent::Recovered { renamed }) = seen.last() else {
+            panic!("{seen:?}")
+        };
+        let new = consumer.queue();
+        assert_eq!(*renamed, [(old.clone(), new.to_string())], "{seen:?}");
+        assert_ne!(*old, *new);
+
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        let message = Message::new(b"x").exchange(&source).key("a.b");
+        publisher.send(message.mandatory()).await?;
+        assert_eq!(consumer.next().await?.unwrap().ack(), Settled::Queued);
+        assert_eq!(count(&one, &new).await?, (0, 1), "one queue, one consumer");
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R3
+#[test]
+fn a_queue_that_became_another_is_told_of_and_the_rest_recovers() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let keep = keeper.channel().await?;
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let (changed, kept) = (unique("changed"), unique("kept"));
+        channel.queue(&changed).declare().await?;
+        channel.queue(&kept).declare().await?;
+        let mut consumer = channel.consume(&kept).start().await?;
+        proxy.refuse(true);
+        proxy.reset();
+        while !connection.is_recovering() {
+            kernel::yield_now().await?;
+        }
+        keep.delete_queue(&changed).await?;
+        keep.queue(&changed).durable().declare().await?;
+        proxy.refuse(false);
+        let seen = recovered(&mut events).await?;
+        let failed: Vec<_> = seen
+            .iter()
+            .filter_map(|event| match event {
+                ConnectionEvent::EntityFailed { entity, error } => {
+                    Some((entity.to_string(), error.reply_code()?.0))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(failed, [(format!("queue {changed:?}"), 406)]);
+        channel.publish(Message::new(b"x").key(&kept)).await?;
+        consumer.next().await?.unwrap().ack();
+        let _ = connection.close(PATIENCE).await?;
+        keep.delete_queue(&changed).await?;
+        keep.delete_queue(&kept).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R6
+#[test]
+fn what_was_deleted_is_not_made_again() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let (gone, fleeting) = (unique("gone"), unique("fleeting"));
+        channel.queue(&gone).declare().await?;
+        channel.delete_queue(&gone).await?;
+        channel.queue(&fleeting).auto_delete().declare().await?;
+        let mut consumer = channel.consume(&fleeting).start().await?;
+        consumer.cancel().await?;
+        proxy.reset();
+        recovered(&mut events).await?;
+        for name in [&gone, &fleeting] {
+            let looking = keeper.channel().await?;
+            let found = looking.queue(name).passive().declare().await;
+            let missing = found.unwrap_err();
+            assert_eq!(
+                missing.reply_code().map(|code| code.0),
+                Some(404),
+                "{missing}"
+            );
+        }
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R4
+#[test]
+fn a_connection_cut_again_and_again_in_the_middle_of_recovery_ends_with_one_consumer() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let watching = keeper.channel().await?;
+        let queue = unique("recovery");
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        channel.queue(&queue).declare().await?;
+        channel.bind_queue(&queue, "amq.direct", &queue).await?;
+        let mut consumer = channel.consume(&queue).prefetch(5).start().await?;
+        // What the client sends first for a new connection is some 500 bytes; each time it comes a little further.
+        for bytes in (50..900).step_by(85) {
+            proxy.cut_after(Direction::ToServer, bytes);
+            proxy.reset();
+            while !connection.is_recovering() {
+                kernel::yield_now().await?;
+            }
+        }
+        loop {
+            recovered(&mut events).await?;
+            // The last cut may still be ahead, until enough has been sent.
+            for _ in 0..50 {
+                channel.qos(5).await.or_else(|error| match error {
+                    Error::Unanswered { .. } => Ok(()),
+                    error => Err(error),
+                })?;
+            }
+            if !connection.is_recovering() {
+                break;
+            }
+        }
+        loop {
+            // The broker may not have heard yet that the others are gone.
+            let (_, consumers) = count(&watching, &queue).await?;
+            assert!(consumers >= 1);
+            if consumers == 1 {
+                break;
+            }
+        }
+        channel
+            .publish(Message::new(b"x").exchange("amq.direct").key(&queue))
+            .await?;
+        consumer.next().await?.unwrap().ack();
+        assert!(consumer.try_next().is_none());
+        let _ = connection.close(PATIENCE).await?;
+        watching.delete_queue(&queue).await?;
+        Ok(())
+    });
+}
+
+/// What a producer was told, and what a consumer has seen.
+#[derive(Default)]
+struct Ledger {
+    confirmed: RefCell<Vec<u32>>,
+    unconfirmed: Cell<u32>,
+    seen: RefCell<BTreeMap<u32, u32>>,
+}
+
+impl Ledger {
+    fn has_all(&self) -> bool {
+        let seen = self.seen.borrow();
+        self.confirmed.borrow().iter().all(|n| seen.contains_key(n))
+    }
+}
+
+async fn produce(
+    connection: Connection,
+    queue: Rc<str>,
+    ledger: Rc<Ledger>,
+    count: u32,
+) -> Result<(), Error> {
+    let publisher = connection
+        .publisher(PublisherOptions {
+            window: 50,
+            ..PublisherOptions::default()
+        })
+        .await?;
+    let mut confirming = Vec::new();
+    for n in 0..count {
+        let id = n.to_string();
+        let properties = Properties {
+            message_id: Some(&id),
+            delivery_mode: Some(2),
+            ..Properties::default()
+        };
+        // Now and then one of several frames.
+        let mut body = n.to_be_bytes().to_vec();
+        body.resize(if n % 50 == 7 { 300_000 } else { 100 }, 0);
+        let message = Message::new(&body).key(&queue).properties(&properties);
+        let confirm = publisher.publish(message.mandatory()).await?;
+        let ledger = Rc::clone(&ledger);
+        confirming.push(spawn(async move {
+            match confirm.await {
+                Ok(()) => ledger.confirmed.borrow_mut().push(n),
+                Err(Error::Unconfirmed(_)) => ledger.unconfirmed.set(ledger.unconfirmed.get() + 1),
+                Err(error) => panic!("{n}: {error}"),
+            }
+        }));
+    }
+    for task in confirming {
+        task.join().await.expect("every confirm resolves");
+    }
+    Ok(())
+}
+
+async fn consume(mut consumer: Consumer, ledger: Rc<Ledger>) -> Result<(), Error> {
+    while let Some(delivery) = consumer.next().await? {
+        let number = delivery.body()[..4].try_into().expect("four bytes");
+        *ledger
+            .seen
+            .borrow_mut()
+            .entry(u32::from_be_bytes(number))
+            .or_default() += 1;
+        delivery.ack();
+    }
+    Ok(())
+}
+
+/// Accepts: amqp/R8, amqp/R18
+#[test]
+fn connections_cut_under_load_lose_no_message_and_leave_no_confirm() {
+    let broker = Broker::under_test();
+    const COUNT: u32 = 1_000;
+    run(async {
+        let (sending, sender) = through(&broker).await?;
+        let (taking, taker) = through(&broker).await?;
+        let queue: Rc<str> = unique("recovery").into();
+        let ledger = Rc::<Ledger>::default();
+        let channel = taker.channel().await?;
+        channel.queue(&queue).durable().declare().await?;
+        let consumer = channel.consume(&queue).prefetch(20).start().await?;
+        let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
+        let producing = spawn(produce(
+            sender.clone(),
+            Rc::clone(&queue),
+            Rc::clone(&ledger),
+            COUNT,
+        ));
+        // A cut at some byte, a reset, an orderly end, on either side, while both go on.
+        for round in 1..=6_u32 {
+            while ledger.confirmed.borrow().len() < (round * COUNT / 8) as usize {
+                kernel::sleep(Duration::from_millis(1)).await?;
+            }
+            match round % 3 {
+                0 => sending.cut_after(Direction::ToServer, 70_001),
+                1 => sending.reset(),
+                _ => taking.reset(),
+            }
+        }
+        producing.join().await.unwrap()?;
+        assert_eq!(ledger.confirmed.borrow().len(), COUNT as usize);
+        assert_eq!(ledger.unconfirmed.get(), 0);
+        while !ledger.has_all() {
+            kernel::sleep(Duration::from_millis(1)).await?;
+        }
+        let _ = sender.close(PATIENCE).await?;
+        drop(consuming);
+        channel.delete_queue(&queue).await?;
+        let _ = taker.close(PATIENCE).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: feature/failover
+#[test]
+fn a_broker_that_is_killed_is_left_for_the_other_host_and_told_of() {
+    // Their own brokers, whatever is under test: one is killed with all it holds.
+    let (first, second) = (Broker::embedded(), Broker::embedded());
+    run(async {
+        let (one, other) = (first.address(), second.address());
+        let url = format!("amqp://guest:guest@{one},{other}/%2F");
+        // Hosts are tried in random order: the one to be killed is the one that was taken.
+        let connection = client::connect(&url, options()).await?;
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let queue = channel.queue("tasks").durable().declare().await?.name;
+        let mut consumer = channel.consume(&queue).start().await?;
+        let looking = client::connect(&first.url(), Options::default()).await?;
+        let is_first = looking
+            .channel()
+            .await?
+            .queue("tasks")
+            .passive()
+            .declare()
+            .await
+            .is_ok();
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        let (killed, alive) = if is_first {
+            (first, second)
+        } else {
+            (second, first)
+        };
+        let _ = looking.close(PATIENCE).await?;
+        killed.kill();
+        let sent = publisher.send(Message::new(b"x").key(&queue).mandatory());
+        let (sent, seen) = futures::join!(sent, recovered(&mut events));
+        sent?;
+        assert!(matches!(seen?[0], ConnectionEvent::Lost(_)));
+        consumer.next().await?.unwrap().ack();
+        let _ = connection.close(PATIENCE).await?;
+        drop(alive);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_broker_killed_during_publish_consume_and_recovery_leaves_no_future_pending() {
+    run(async {
+        // Each broker is new and empty: what the dead one had confirmed and nobody had consumed is gone with its memory, but nothing
+        // may hang, and what is confirmed by the last is consumed.
+        let mut broker = Broker::embedded();
+        let (proxy, connection) = through(&broker).await?;
+        let channel = connection.channel().await?;
+        let queue: Rc<str> = "tasks".into();
+        channel.queue(&queue).declare().await?;
+        let ledger = Rc::<Ledger>::default();
+        let consumer = channel.consume(&queue).prefetch(20).start().await?;
+        let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
+        let producing = spawn(produce(
+            connection.clone(),
+            Rc::clone(&queue),
+            Rc::clone(&ledger),
+            600,
+        ));
+        for (confirmed, bytes) in [(100, None), (250, Some(150)), (400, Some(600))] {
+            while ledger.confirmed.borrow().len() < confirmed {
+                kernel::sleep(Duration::from_millis(1)).await?;
+            }
+            let next = Broker::embedded();
+            let old = std::mem::replace(&mut broker, next);
+            old.kill();
+            // The proxy in front stays where it is; behind it there is another broker.
+            proxy.pass_to(broker.address());
+            if let Some(bytes) = bytes {
+                proxy.cut_after(Direction::ToServer, bytes);
+            }
+        }
+        producing.join().await.unwrap()?;
+        assert_eq!(
+            ledger.confirmed.borrow().len() + ledger.unconfirmed.get() as usize,
+            600
+        );
+        let last: Vec<_> = ledger
+            .confirmed
+            .borrow()
+            .iter()
+            .rev()
+            .take(100)
+            .copied()
+            .collect();
+        while !last.iter().all(|n| ledger.seen.borrow().contains_key(n)) {
+            kernel::sleep(Duration::from_millis(1)).await?;
+        }
+        let _ = connection.close(PATIENCE).await?;
+        consuming.join().await.unwrap().unwrap_err();
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R30
+#[test]
+fn a_consumer_whose_queue_somebody_deletes_is_started_again_on_a_new_one() {
+    let broker = Broker::under_test();
+    run(async {
+        let connection = client::connect(&broker.url(), options()).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let name = unique("recovery");
+        channel.queue(&name).declare().await?;
+        channel.bind_queue(&name, "amq.direct", &name).await?;
+        let mut consumer = channel.consume(&name).prefetch(3).start().await?;
+        keeper.channel().await?.delete_queue(&name).await?;
+        let queue = name.clone();
+        assert_eq!(
+            events.next().await?,
+            Some(ConnectionEvent::ConsumerLost { queue })
+        );
+        let queue = name.clone();
+        assert_eq!(
+            events.next().await?,
+            Some(ConnectionEvent::ConsumerRestored { queue })
+        );
+        let publisher = keeper.publisher(PublisherOptions::default()).await?;
+        let message = Message::new(b"x").exchange("amq.direct").key(&name);
+        publisher.send(message.mandatory()).await?;
+        consumer.next().await?.unwrap().ack();
+        channel.delete_queue(&name).await?;
+        assert!(matches!(
+            consumer.next().await,
+            Err(Error::ConsumerCancelled { .. })
+        ));
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}
