@@ -874,6 +874,9 @@ fn a_peer_that_sends_no_end_is_bounded() {
         assert_eq!(endless.error.kind(), io::ErrorKind::InvalidData);
         assert!(endless.done < 50_000, "{}", endless.done);
         drop(theirs);
+        // Also where the limit is what the buffer has room for.
+        let full = stream.read_to_end(1 << 15).await.unwrap_err();
+        assert_eq!(full.error.kind(), io::ErrorKind::FileTooLarge);
         let large = stream.read_to_end(30_000).await.unwrap_err();
         assert_eq!(large.error.kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(stream.read_to_end(50_000).await?.len(), 50_000);
