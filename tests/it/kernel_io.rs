@@ -1009,6 +1009,20 @@ fn a_signal_event_wakes_everybody_and_stays_set() {
 }
 
 #[test]
+fn a_signal_event_that_is_dropped_leaves_no_task() {
+    let mut kernel = kernel::Kernel::new().unwrap();
+    let main = async {
+        let event = SignalEvent::new(&[signal::SIGUSR2]).unwrap();
+        let late = timeout_after(Duration::from_millis(1), event.wait()).await;
+        assert!(is_timeout(&late));
+        drop(event);
+        yield_now().await.unwrap();
+    };
+    kernel.run(main).unwrap();
+    assert!(kernel.tasks().is_empty(), "{:?}", kernel.tasks());
+}
+
+#[test]
 fn a_signal_nobody_can_handle_is_refused() {
     for number in [signal::SIGKILL, signal::SIGSEGV, 0, -1] {
         let refused = kernel::run(async move { SignalQueue::new(&[number]) }).unwrap();
