@@ -202,3 +202,13 @@ fn a_slot_that_is_retired_while_queued_is_free_after_its_pop() {
     assert!(kernel.core.state.borrow().tasks.capacity() <= 3);
     assert_clean(&kernel);
 }
+
+#[test]
+fn nothing_is_left_of_a_shield_that_has_ended_though_its_future_is_kept() {
+    let nodes = kernel().run(async {
+        let mut kept = Box::pin(shield(sleep(s(1))));
+        (&mut kept).await.unwrap();
+        with_current(|core| core.unwrap().state.borrow().nodes.live())
+    });
+    assert_eq!(nodes.unwrap(), 1, "the lot `idle` alone");
+}
