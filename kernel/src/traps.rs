@@ -48,11 +48,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use crate::error::Interrupt;
-#[cfg(doc)]
-use crate::error::ResourceBusy;
+use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
-use crate::runtime::{self, BodyRef, Core, NIL, Phase, SourceId, State, Verdict, nanos};
+use crate::runtime::{self, BodyRef, Core, NIL, Outlook, Phase, SourceId, State, Verdict, nanos};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
@@ -1003,39 +1001,55 @@ impl Source {
         cx: &mut Context<'_>,
         mut op: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let IoPlace { wait, at } = place;
-        if !wait.is_armed() {
-            ready!(poll_proceed(cx));
-        }
+        let mut outlook = match place.wait.is_armed() {
+            true => Outlook::Wait,
+            false => running(|core| core.outlook(self.at.get(), direction)),
+        };
         loop {
-            if wait.is_armed() || running(|core| !self.may_be_ready(core, direction)) {
-                let Some((_, id)) = self.at.get() else {
-                    *wait = Wait::IDLE;
-                    return Poll::Ready(Err(closed()));
-                };
-                if !wait.is_armed() {
-                    running(|core| core.with(|state| state.check_free(id, direction)))?;
-                }
-                if !ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
-                    return Poll::Ready(Err(closed()));
-                }
+            match outlook {
+                Outlook::Call => {}
+                Outlook::Wait => ready!(self.poll_event(direction, place, cx))?,
+                Outlook::Busy => return Poll::Ready(Err(busy(direction))),
+                Outlook::Spent => return let_others_run(cx),
             }
-            match op() {
+            outlook = match op() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running(|core| self.exhausted(core, direction))?;
+                    running(|core| self.exhausted(core, direction))?
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Outlook::Call,
                 outcome => return Poll::Ready(outcome),
-            }
+            };
+        }
+    }
+
+    /// Waits until the poller says that the next call may succeed.
+    #[inline(always)]
+    fn poll_event(
+        &self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let IoPlace { wait, at } = place;
+        let Some((_, id)) = self.at.get() else {
+            *wait = Wait::IDLE;
+            return Poll::Ready(Err(closed()));
+        };
+        match ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Ready(Err(closed())),
         }
     }
 
     /// Notes that the last call moved less than it could have: the next one would block, so wait before it.
+    #[inline]
     pub fn clear_ready(&self, direction: Direction) {
-        if let Some((kernel, source)) = self.at.get() {
-            runtime::with_kernel(kernel, |core| {
-                core.with(|state| state.reactor.clear_ready(source, direction))
-            });
+        let Some(at) = self.at.get() else {
+            return;
+        };
+        let is_done = runtime::with_current(|core| core?.clear_ready(at, direction).then_some(()));
+        if is_done.is_none() {
+            clear_ready_elsewhere(at, direction);
         }
     }
 
@@ -1048,22 +1062,12 @@ impl Source {
         }
     }
 
-    /// Whether a call may succeed as far as is known: yes, before the first one failed to.
-    fn may_be_ready(&self, core: &Core, direction: Direction) -> bool {
-        match self.at.get() {
-            Some((kernel, source)) if kernel == core.serial => {
-                core.with(|state| state.reactor.is_ready(source, direction))
-            }
-            _ => true,
-        }
-    }
-
     /// After a `WouldBlock`: registered, and known not to be ready.
-    fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<SourceId> {
+    fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<Outlook> {
         if let Some((kernel, source)) = self.at.get() {
             if kernel == core.serial {
-                if core.with(|state| state.reactor.exhaust(source, direction)) {
-                    return Ok(source);
+                if let Some(outlook) = core.with(|state| state.reactor.exhaust(source, direction)) {
+                    return Ok(outlook);
                 }
                 // Released by its descriptor: `io_release` knows nothing of us.
             } else if runtime::exists(kernel) {
@@ -1074,7 +1078,7 @@ impl Source {
         }
         let source = core.with(|state| state.reactor.register(self.fd))?;
         self.at.set(Some((core.serial, source)));
-        Ok(source)
+        Ok(Outlook::Wait)
     }
 }
 
@@ -1082,6 +1086,18 @@ impl Drop for Source {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// As [`Source::clear_ready`], for a source of a kernel that does not run, if it still exists.
+#[cold]
+fn clear_ready_elsewhere(at: (u32, SourceId), direction: Direction) {
+    runtime::with_kernel(at.0, |core| core.clear_ready(at, direction));
+}
+
+#[cold]
+fn busy(direction: Direction) -> io::Error {
+    let writing = direction == Direction::Write;
+    ResourceBusy { writing }.into()
 }
 
 /// Where [`Source::poll_op`] waits from one call to the next; one for each direction.
@@ -1158,6 +1174,11 @@ pub fn poll_proceed(cx: &Context<'_>) -> Poll<()> {
     if running(Core::spend) {
         return Poll::Ready(());
     }
+    let_others_run(cx)
+}
+
+#[cold]
+fn let_others_run<T>(cx: &Context<'_>) -> Poll<T> {
     cx.waker().wake_by_ref();
     Poll::Pending
 }

@@ -49,7 +49,7 @@ pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
 pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
 pub use reactor::Direction;
-pub(crate) use reactor::SourceId;
+pub(crate) use reactor::{Outlook, SourceId};
 pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
@@ -71,6 +71,8 @@ use wheel::Wheel;
 const LOOK_INTERVAL: u32 = 61;
 /// Polls between two looks at the clock.
 const CLOCK_INTERVAL: u32 = 16;
+/// Polls before the first look at the clock: a loop that goes to sleep sooner need not know the time.
+const CLOCK_FIRST: u32 = 4;
 /// How long tasks may run before the loop looks outside, if the polls are slow ones.
 const LOOK_AFTER: u64 = 100_000;
 /// How many operations a task may complete in one poll without blocking, before it has to let others run.
@@ -96,7 +98,8 @@ pub(crate) struct Core {
     remotes: Arc<()>,
     /// Polls since the last look outside.
     polls: Cell<u32>,
-    last_look: Cell<u64>,
+    /// When `CLOCK_FIRST` polls had been made since the last look.
+    busy_since: Cell<u64>,
     io_interval: u32,
     mail: RefCell<Vec<Note>>,
     /// `None` if nobody watches, which is the usual case.
@@ -239,7 +242,7 @@ impl Core {
             away: Cell::new(true),
             remotes: Arc::new(()),
             polls: Cell::new(0),
-            last_look: Cell::new(0),
+            busy_since: Cell::new(0),
             io_interval: builder.io_interval,
             mail: RefCell::default(),
             watch,
@@ -514,7 +517,11 @@ impl Core {
     fn batch(&self) -> u32 {
         let polls = self.polls.get();
         let to_look = self.io_interval.saturating_sub(polls);
-        to_look.min(CLOCK_INTERVAL - polls % CLOCK_INTERVAL)
+        let to_clock = match polls {
+            ..CLOCK_FIRST => CLOCK_FIRST - polls,
+            _ => CLOCK_INTERVAL - polls % CLOCK_INTERVAL,
+        };
+        to_look.min(to_clock)
     }
 
     /// Whether it is time to look outside although tasks are ready, now that `taken` more have run.
@@ -524,12 +531,19 @@ impl Core {
         if polls >= self.io_interval {
             return true;
         }
-        if polls.is_multiple_of(CLOCK_INTERVAL) {
-            let state = self.state.borrow();
-            return !(state.wheel.is_empty() && state.reactor.is_empty())
-                && state.time() > self.last_look.get() + LOOK_AFTER;
+        let is_time = polls == CLOCK_FIRST || polls.is_multiple_of(CLOCK_INTERVAL);
+        if taken == 0 || !is_time {
+            return false;
         }
-        false
+        let state = self.state.borrow();
+        if state.wheel.is_empty() && state.reactor.is_empty() {
+            return false;
+        }
+        let now = state.time();
+        if polls == CLOCK_FIRST {
+            self.busy_since.set(now);
+        }
+        now > self.busy_since.get() + LOOK_AFTER
     }
 
     /// Polls I/O, fires timers and drains the inbox; waits for something to do for up to `max_wait` if no task is ready.
@@ -555,9 +569,9 @@ impl Core {
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
                 let for_thread = slept
-                    && state.clock.is_virtual()
                     && state.remote_waits > 0
-                    && !state.wheel.is_empty();
+                    && !state.wheel.is_empty()
+                    && state.clock.is_virtual();
                 let started = for_thread.then(Instant::now);
                 let polled = state.poll_io(wait);
                 if let Some(started) = started {
@@ -572,9 +586,6 @@ impl Core {
                 polled?;
             }
             state.fire_timers();
-            if !state.wheel.is_empty() || !state.reactor.is_empty() {
-                self.last_look.set(state.time());
-            }
             Ok(())
         });
         if self.inbox.has_mail() {

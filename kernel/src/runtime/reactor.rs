@@ -23,7 +23,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
 use super::nodes::{NIL, Phase, WaitKind};
-use super::{Aftermath, State};
+use super::{Aftermath, Core, State};
 use crate::error::ResourceBusy;
 use crate::task::TaskId;
 
@@ -41,13 +41,52 @@ pub enum Direction {
 struct Source {
     fd: RawFd,
     generation: u32,
-    ready: [bool; 2],
-    /// The direction has ended or is broken: no call in it will block again, however little the last one moved.
-    ended: [bool; 2],
-    /// The node that waits for each direction.
-    waiting: [u32; 2],
+    /// By direction.
+    sides: [Side; 2],
     /// Waits that hold a bare descriptor's registration; 0 for a source that holds its own.
     watchers: u32,
+}
+
+/// What is known of one direction.
+#[derive(Clone, Copy)]
+struct Side {
+    /// The node that waits for it.
+    waiter: u32,
+    is_ready: bool,
+    /// It has ended or is broken: no call will block again, however little the last one moved.
+    has_ended: bool,
+}
+
+impl Side {
+    const NEW: Self = Self {
+        waiter: NIL,
+        is_ready: false,
+        has_ended: false,
+    };
+
+    /// Notes what an event says. The answer is who waited for it.
+    #[inline(always)]
+    const fn tell(&mut self, is_ready: bool, has_ended: bool) -> u32 {
+        self.has_ended |= has_ended;
+        if !(is_ready || has_ended) {
+            return NIL;
+        }
+        self.is_ready = true;
+        std::mem::replace(&mut self.waiter, NIL)
+    }
+}
+
+/// What a system call has to expect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outlook {
+    /// It may succeed, as far as is known.
+    Call,
+    /// It would block: wait first.
+    Wait,
+    /// It would block, and another task waits already.
+    Busy,
+    /// The budget of the task is spent: let others run first.
+    Spent,
 }
 
 /// Number of a registered source, with the generation that keeps it apart from its successors.
@@ -129,9 +168,7 @@ impl Reactor {
         entry.insert(Source {
             fd,
             generation: self.generation,
-            ready: [false; 2],
-            ended: [false; 2],
-            waiting: [NIL; 2],
+            sides: [Side::NEW; 2],
             watchers: 0,
         });
         Ok(id)
@@ -145,7 +182,7 @@ impl Reactor {
             return Ok(id);
         };
         let source = &mut self.sources[id.index as usize];
-        if source.waiting[direction as usize] != NIL {
+        if source.sides[direction as usize].waiter != NIL {
             return Err(ResourceBusy {
                 writing: direction == Direction::Write,
             }
@@ -161,37 +198,49 @@ impl Reactor {
         Ok(id)
     }
 
+    #[inline(always)]
     fn get(&mut self, id: SourceId) -> Option<&mut Source> {
         self.sources
             .get_mut(id.index as usize)
             .filter(|source| source.generation == id.generation)
     }
 
-    pub(crate) fn is_ready(&mut self, id: SourceId, direction: Direction) -> bool {
-        self.get(id)
-            .is_none_or(|source| source.ready[direction as usize])
+    #[inline(always)]
+    fn side(&mut self, id: SourceId, direction: Direction) -> Option<&mut Side> {
+        let source = self.get(id)?;
+        Some(&mut source.sides[direction as usize])
     }
 
-    /// A call moved less than it was asked to.
-    pub(crate) fn clear_ready(&mut self, id: SourceId, direction: Direction) {
-        if let Some(source) = self.get(id) {
-            source.ready[direction as usize] = source.ended[direction as usize];
+    /// A source that is gone has nothing to wait for.
+    #[inline(always)]
+    fn outlook(&mut self, id: SourceId, direction: Direction) -> Outlook {
+        match self.side(id, direction) {
+            Some(side) if side.is_ready => Outlook::Call,
+            Some(side) if side.waiter != NIL => Outlook::Busy,
+            Some(_) => Outlook::Wait,
+            None => Outlook::Call,
         }
     }
 
-    /// A call answered `WouldBlock`, which proves more than any event. False if the source is gone.
-    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> bool {
-        let Some(source) = self.get(id) else {
-            return false;
-        };
-        source.ready[direction as usize] = false;
-        source.ended[direction as usize] = false;
-        true
+    /// A call moved less than it was asked to.
+    #[inline(always)]
+    pub(crate) fn clear_ready(&mut self, id: SourceId, direction: Direction) {
+        if let Some(side) = self.side(id, direction) {
+            side.is_ready = side.has_ended;
+        }
+    }
+
+    /// A call answered `WouldBlock`, which proves more than any event. `None` if the source is gone.
+    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> Option<Outlook> {
+        let side = self.side(id, direction)?;
+        (side.is_ready, side.has_ended) = (false, false);
+        Some(self.outlook(id, direction))
     }
 
     /// The nodes that wait to read from and to write to it, `NIL` for none.
     pub(crate) fn waiters(&mut self, id: SourceId) -> [u32; 2] {
-        self.get(id).map_or([NIL; 2], |source| source.waiting)
+        self.get(id)
+            .map_or([NIL; 2], |source| source.sides.map(|side| side.waiter))
     }
 
     pub(crate) fn find(&self, fd: RawFd) -> Option<SourceId> {
@@ -204,68 +253,89 @@ impl Reactor {
             })
     }
 
-    pub(crate) fn set_waiter(&mut self, id: SourceId, direction: Direction, node: u32) {
-        let source = self
-            .get(id)
+    #[inline(always)]
+    fn set_waiter(&mut self, id: SourceId, direction: Direction, node: u32) {
+        let side = self
+            .side(id, direction)
             .expect("a task waits only for a registered source");
-        debug_assert!(
-            source.waiting[direction as usize] == NIL,
-            "one waiter a direction"
-        );
-        source.waiting[direction as usize] = node;
+        debug_assert!(side.waiter == NIL, "one waiter a direction");
+        side.waiter = node;
         self.waiting += 1;
     }
 
     pub(crate) fn remove_waiter(&mut self, key: u64, direction: Direction) {
-        if let Some(source) = self.get(SourceId::from_bits(key)) {
-            source.waiting[direction as usize] = NIL;
+        if let Some(side) = self.side(SourceId::from_bits(key), direction) {
+            side.waiter = NIL;
             self.waiting -= 1;
         }
     }
 }
 
+impl Core {
+    /// The one look before a system call on a source, which is `at` that place of that kernel if it is registered. Counts against the
+    /// task's budget.
+    #[inline(always)]
+    pub(crate) fn outlook(&self, at: Option<(u32, SourceId)>, direction: Direction) -> Outlook {
+        if !self.spend() {
+            return Outlook::Spent;
+        }
+        match at {
+            Some((kernel, id)) if kernel == self.serial => {
+                self.state.borrow_mut().reactor.outlook(id, direction)
+            }
+            _ => Outlook::Call,
+        }
+    }
+
+    /// The one look after a system call that moved less than it was asked to. False if the source is not one of this kernel.
+    #[inline(always)]
+    pub(crate) fn clear_ready(&self, (kernel, id): (u32, SourceId), direction: Direction) -> bool {
+        let is_ours = kernel == self.serial;
+        if is_ours {
+            self.state.borrow_mut().reactor.clear_ready(id, direction);
+        }
+        is_ours
+    }
+}
+
 impl State {
     /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
-    pub(crate) fn poll_io(&mut self, wait: Option<Duration>) -> io::Result<usize> {
+    pub(crate) fn poll_io(&mut self, wait: Option<Duration>) -> io::Result<()> {
         let reactor = &mut self.reactor;
         if let Err(error) = reactor.poll.poll(&mut reactor.events, wait) {
             // A signal handler ran; whoever cares watches its pipe.
             if error.kind() == io::ErrorKind::Interrupted {
-                return Ok(0);
+                return Ok(());
             }
             return Err(error);
         }
         let events = std::mem::replace(&mut self.reactor.events, Events::with_capacity(0));
-        let mut count = 0;
-        for event in events.iter().filter(|event| event.token() != WAKE) {
-            count += 1;
+        for event in &events {
+            // The bell's token is no source's.
             let Some(source) = self.reactor.get(SourceId::from_token(event.token())) else {
                 continue;
             };
+            let [read, write] = &mut source.sides;
             let failed = event.is_error();
-            let told = [
-                event.is_readable() || event.is_read_closed() || failed,
-                event.is_writable() || event.is_write_closed() || failed,
-            ];
-            source.ended[0] |= event.is_read_closed();
-            source.ended[1] |= event.is_write_closed();
-            let mut fired = [NIL; 2];
-            for side in 0..2 {
-                if told[side] {
-                    source.ready[side] = true;
-                    fired[side] = std::mem::replace(&mut source.waiting[side], NIL);
-                }
-            }
-            for node in fired.into_iter().filter(|&node| node != NIL) {
-                self.reactor.waiting -= 1;
-                self.fire(node);
-            }
+            let reader = read.tell(event.is_readable() || failed, event.is_read_closed());
+            let writer = write.tell(event.is_writable() || failed, event.is_write_closed());
+            self.fire_io(reader);
+            self.fire_io(writer);
         }
         self.reactor.events = events;
-        Ok(count)
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn fire_io(&mut self, waiter: u32) {
+        if waiter != NIL {
+            self.reactor.waiting -= 1;
+            self.fire(waiter);
+        }
     }
 
     /// A wait for a direction that nobody else waits for.
+    #[inline(always)]
     pub(crate) fn open_io_wait(
         &mut self,
         id: SourceId,
@@ -279,19 +349,6 @@ impl State {
         let node = self.open_wait(kind, id.to_bits(), at);
         self.reactor.set_waiter(id, direction, node);
         node
-    }
-
-    pub(crate) fn check_free(
-        &mut self,
-        id: SourceId,
-        direction: Direction,
-    ) -> Result<(), ResourceBusy> {
-        match self.reactor.waiters(id)[direction as usize] {
-            NIL => Ok(()),
-            _ => Err(ResourceBusy {
-                writing: direction == Direction::Write,
-            }),
-        }
     }
 
     pub(crate) fn waiting_task(&self, node: u32) -> Option<TaskId> {
@@ -320,15 +377,17 @@ impl State {
         let Some(source) = self.reactor.get(id) else {
             return;
         };
-        let (fd, waiting) = (source.fd, source.waiting);
+        let (fd, sides) = (source.fd, source.sides);
         self.reactor.sources.remove(id.index as usize);
         if let Err(error) = self.reactor.registry().deregister(&mut SourceFd(&fd)) {
             let text = format!("descriptor {fd} was closed before it was released: {error}");
             self.aftermath.push(Aftermath::Log(log::Level::Debug, text));
         }
-        for node in waiting.into_iter().filter(|&node| node != NIL) {
-            self.reactor.waiting -= 1;
-            self.settle(node, Phase::Closed);
+        for waiter in sides.map(|side| side.waiter) {
+            if waiter != NIL {
+                self.reactor.waiting -= 1;
+                self.settle(waiter, Phase::Closed);
+            }
         }
     }
 }
