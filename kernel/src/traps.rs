@@ -102,13 +102,21 @@ impl Wait {
         if self.node == NIL {
             return self.arm(cx, open);
         }
-        running(|core| {
-            if self.kernel == core.serial && core.collect(self.node) {
-                self.node = NIL;
-                return Poll::Ready(Ok(true));
-            }
-            self.proceed(core, cx)
-        })
+        if self.collect() {
+            return Poll::Ready(Ok(true));
+        }
+        running(|core| self.proceed(core, cx))
+    }
+
+    /// Ends the wait if it has been fired.
+    #[inline(always)]
+    fn collect(&mut self) -> bool {
+        let has_fired = self.node != NIL
+            && running(|core| self.kernel == core.serial && core.collect(self.node));
+        if has_fired {
+            self.node = NIL;
+        }
+        has_fired
     }
 
     #[inline(never)]
@@ -1006,11 +1014,11 @@ impl Source {
             false => running(|core| core.outlook(self.at.get(), direction)),
         };
         loop {
-            match outlook {
-                Outlook::Call => {}
-                Outlook::Wait => ready!(self.poll_event(direction, place, cx))?,
-                Outlook::Busy => return Poll::Ready(Err(busy(direction))),
-                Outlook::Spent => return let_others_run(cx),
+            // No `match`, which would be a jump through a table.
+            if outlook == Outlook::Wait {
+                ready!(self.poll_event(direction, place, cx))?;
+            } else if outlook != Outlook::Call {
+                return refuse(outlook, direction, cx);
             }
             outlook = match op() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -1035,10 +1043,10 @@ impl Source {
             *wait = Wait::IDLE;
             return Poll::Ready(Err(closed()));
         };
-        match ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
-            true => Poll::Ready(Ok(())),
-            false => Poll::Ready(Err(closed())),
+        if wait.collect() || ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
+            return Poll::Ready(Ok(()));
         }
+        Poll::Ready(Err(closed()))
     }
 
     /// Notes that the last call moved less than it could have: the next one would block, so wait before it.
@@ -1094,10 +1102,14 @@ fn clear_ready_elsewhere(at: (u32, SourceId), direction: Direction) {
     runtime::with_kernel(at.0, |core| core.clear_ready(at, direction));
 }
 
+/// What becomes of a system call that can neither be made nor waited for.
 #[cold]
-fn busy(direction: Direction) -> io::Error {
+fn refuse<R>(outlook: Outlook, direction: Direction, cx: &Context<'_>) -> Poll<io::Result<R>> {
+    if outlook == Outlook::Spent {
+        return let_others_run(cx);
+    }
     let writing = direction == Direction::Write;
-    ResourceBusy { writing }.into()
+    Poll::Ready(Err(ResourceBusy { writing }.into()))
 }
 
 /// Where [`Source::poll_op`] waits from one call to the next; one for each direction.

@@ -595,15 +595,22 @@ impl Core {
         outcome
     }
 
-    /// How long to sleep in the poller. A virtual clock is moved here instead.
+    /// How long to sleep in the poller.
+    #[inline(always)]
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
         if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
-        let Some(deadline) = state.wheel.next_deadline(&state.nodes) else {
+        if state.wheel.is_empty() {
             return max_wait;
-        };
+        }
+        self.time_to_deadline(state, max_wait)
+    }
+
+    /// As `time_to_wait`, if a timer is armed. A virtual clock is moved here instead.
+    fn time_to_deadline(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
+        let deadline = state.wheel.next_deadline(&state.nodes)?;
         let now = state.time();
         if deadline <= now {
             return Some(Duration::ZERO);
