@@ -1014,7 +1014,7 @@ impl Source {
             false => running(|core| core.outlook(self.at.get(), direction)),
         };
         loop {
-            // No `match`, which would be a jump through a table.
+            // A `match` would be a jump through a table, in every call.
             if outlook == Outlook::Wait {
                 ready!(self.poll_event(direction, place, cx))?;
             } else if outlook != Outlook::Call {
@@ -1043,6 +1043,7 @@ impl Source {
             *wait = Wait::IDLE;
             return Poll::Ready(Err(closed()));
         };
+        // `poll` would ask this too, but its answer takes the way through memory.
         if wait.collect() || ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
             return Poll::Ready(Ok(()));
         }
@@ -1055,8 +1056,8 @@ impl Source {
         let Some(at) = self.at.get() else {
             return;
         };
-        let is_done = runtime::with_current(|core| core?.clear_ready(at, direction).then_some(()));
-        if is_done.is_none() {
+        let clear = |core: &Core| core.clear_ready(at, direction);
+        if !runtime::with_current(|core| core.is_some_and(clear)) {
             clear_ready_elsewhere(at, direction);
         }
     }
