@@ -443,7 +443,7 @@ pub fn check_short(what: &'static str, s: &str) -> Result<(), EncodeError> {
     if s.len() > 255 {
         return Err(EncodeError::ShortStringTooLong { what, len: s.len() });
     }
-    // To the end in any case: so short a string is looked through sixteen bytes at a time, and in half the instructions of a search.
+    // To the end in any case: so short a string is looked through sixteen bytes at a time, where a search has to begin and end bytewise.
     if s.bytes().fold(false, |found, byte| found | (byte == 0)) {
         return Err(EncodeError::ZeroByte { what });
     }
