@@ -137,10 +137,10 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
     let mut armed: Option<Instant> = None;
     let mut read_in_a_row = 0;
     let mut has_options = false;
+    let mut now = kernel::now();
     loop {
         shared.nudge.clear();
         outgoing.fill(shared);
-        let now = kernel::now();
         shared.close_step(now, outgoing.rest().is_empty());
         if shared.peek(Core::is_down) {
             last_words(transport, &mut outgoing, shared).await;
@@ -190,7 +190,7 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
             })
             .await
         };
-        let now = kernel::now();
+        now = kernel::now();
         if let Some(due) = armed
             && due <= now
         {
@@ -221,6 +221,7 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
                     if let Err(interrupt) = kernel::yield_now().await {
                         shared.give_up(Down::Io(interrupt.to_string()));
                     }
+                    now = kernel::now();
                 }
                 continue;
             }
