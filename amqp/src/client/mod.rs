@@ -65,6 +65,7 @@ mod request;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transport;
 mod window;
 
@@ -73,6 +74,8 @@ pub use connection::{Closed, Connection, ConnectionEvent, Events, connect, conne
 pub use consumer::{Cap, Consume, Consumer, Delivery, Settled};
 pub use error::{Busy, Error, Returned};
 pub use publisher::{Confirm, Message, MessageProps, Publisher, PublisherOptions};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 
 use std::time::Duration;
 
@@ -100,6 +103,10 @@ pub struct Options {
     pub ack_timeout: Option<Duration>,
     /// How a connection that is lost is made again; `None` if it is not, and everything ends with it.
     pub recovery: Option<Recovery>,
+    /// For `amqps://`: whom to trust and what to show, in place of the files that the address names. The name that the server's certificate must
+    /// be for is the address's all the same.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Tls>,
 }
 
 /// How a connection that is lost is made again.
@@ -139,6 +146,8 @@ impl Default for Options {
             write_stall: Duration::from_secs(30),
             ack_timeout: Some(Duration::from_secs(30 * 60)),
             recovery: Some(Recovery::default()),
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
