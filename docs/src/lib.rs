@@ -27,6 +27,9 @@ pub mod io {}
 #[doc = include_str!("../measuring.md")]
 pub mod measuring {}
 
+#[doc = include_str!("../observing.md")]
+pub mod observing {}
+
 #[doc = include_str!("../timers.md")]
 pub mod timers {}
 

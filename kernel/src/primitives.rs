@@ -1,59 +1,16 @@
 //! What threads meet at: the standard library's locks and atomics or, in tests under `--cfg loom`, loom's, which tries every order of
 //! their steps. What is worth such a test takes them from here.
 
+#[cfg(all(test, loom))]
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, Ordering},
+};
 #[cfg(not(all(test, loom)))]
-mod chosen {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
-    pub(crate) use std::thread;
-
-    pub(crate) use crossbeam_channel as channel;
-}
-
-#[cfg(all(test, loom))]
-mod chosen {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-    pub(crate) use loom::thread;
-
-    pub(crate) use super::loom_channel as channel;
-}
-
-pub(crate) use chosen::*;
-
-/// A channel that loom sees into, as far as the thread pool needs one.
-#[cfg(all(test, loom))]
-pub(crate) mod loom_channel {
-    use std::collections::VecDeque;
-    use std::sync::Arc;
-
-    use loom::sync::Mutex;
-
-    pub(crate) struct Sender<T>(Arc<Mutex<VecDeque<T>>>);
-    pub(crate) struct Receiver<T>(Arc<Mutex<VecDeque<T>>>);
-
-    pub(crate) fn unbounded<T>() -> (Sender<T>, Receiver<T>) {
-        let items = Arc::new(Mutex::new(VecDeque::new()));
-        (Sender(items.clone()), Receiver(items))
-    }
-
-    impl<T> Sender<T> {
-        pub(crate) fn send(&self, item: T) -> Result<(), std::convert::Infallible> {
-            self.0.lock().unwrap().push_back(item);
-            Ok(())
-        }
-    }
-
-    impl<T> Receiver<T> {
-        pub(crate) fn try_recv(&self) -> Result<T, ()> {
-            self.0.lock().unwrap().pop_front().ok_or(())
-        }
-
-        pub(crate) fn is_empty(&self) -> bool {
-            self.0.lock().unwrap().is_empty()
-        }
-    }
-}
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU8, Ordering},
+};
 
 /// What the models share.
 #[cfg(all(test, loom))]

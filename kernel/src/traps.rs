@@ -694,9 +694,7 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
             return Poll::Ready(Ok(()));
         }
         let at = self.at;
-        let fired = self
-            .wait
-            .poll(cx, |state| state.open_join(body.slot.get(), at));
+        let fired = self.wait.poll(cx, |state| state.open_join(body, at));
         fired.map_ok(|_| ())
     }
 }

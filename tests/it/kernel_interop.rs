@@ -360,7 +360,7 @@ impl KernelBeside {
         let thread = thread::spawn(move || {
             run(async move {
                 to_us.send(get_kernel().await).unwrap();
-                drop(stopped.await);
+                let _ = stopped.await;
                 Ok(())
             });
         });

@@ -874,6 +874,9 @@ fn a_peer_that_sends_no_end_is_bounded() {
         assert_eq!(endless.error.kind(), io::ErrorKind::InvalidData);
         assert!(endless.done < 50_000, "{}", endless.done);
         drop(theirs);
+        // Also where the limit is what the buffer has room for.
+        let full = stream.read_to_end(1 << 15).await.unwrap_err();
+        assert_eq!(full.error.kind(), io::ErrorKind::FileTooLarge);
         let large = stream.read_to_end(30_000).await.unwrap_err();
         assert_eq!(large.error.kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(stream.read_to_end(50_000).await?.len(), 50_000);
@@ -1003,6 +1006,20 @@ fn a_signal_event_wakes_everybody_and_stays_set() {
         assert!(is_timeout(&late));
         Ok(())
     });
+}
+
+#[test]
+fn a_signal_event_that_is_dropped_leaves_no_task() {
+    let mut kernel = kernel::Kernel::new().unwrap();
+    let main = async {
+        let event = SignalEvent::new(&[signal::SIGUSR2]).unwrap();
+        let late = timeout_after(Duration::from_millis(1), event.wait()).await;
+        assert!(is_timeout(&late));
+        drop(event);
+        yield_now().await.unwrap();
+    };
+    kernel.run(main).unwrap();
+    assert!(kernel.tasks().is_empty(), "{:?}", kernel.tasks());
 }
 
 #[test]
@@ -1199,6 +1216,24 @@ fn writing_to_a_child_that_reads_no_more_is_an_error() {
         // To communicate it is none: the child chose not to read.
         let output = command.output(&vec![0; 1 << 20]).await?;
         assert!(output.status.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_communicate_that_is_dropped_takes_the_child_with_it() {
+    run(async {
+        let child = Command::new("sleep").arg("1000").spawn()?;
+        let pid = child.id().to_string();
+        let talk = spawn(async move { child.communicate(b"").await });
+        settle().await;
+        assert!(exists(&pid));
+        talk.abort();
+        while exists(&pid) {
+            sleep(Duration::from_millis(1)).await?;
+            // Starting another reaps what has ended.
+            Command::new("true").spawn()?.wait().await?;
+        }
         Ok(())
     });
 }

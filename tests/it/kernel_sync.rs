@@ -1690,6 +1690,18 @@ fn an_interrupted_join_ends_the_members_first() {
     });
 }
 
+#[test]
+fn a_join_interrupted_while_it_ends_the_members_answers_the_interrupt() {
+    run(async {
+        let mut group = Group::new(Wait::Any);
+        group.spawn(async { Ok(1) });
+        let slow = group.spawn(kernel::shield(after(1_000, 2)));
+        let late = timeout_after(ms(250), group.join()).await;
+        assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
+        assert!(!slow.is_terminated() && slow.is_cancelled());
+    });
+}
+
 /// Accepts: curio/task/task_group_cancel_remaining
 #[test]
 fn cancel_remaining_ends_those_that_run_and_keeps_what_has_ended() {

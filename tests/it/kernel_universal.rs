@@ -321,6 +321,27 @@ fn a_get_that_is_cancelled_after_it_was_served_leaves_the_item_at_the_head_of_a_
     .unwrap();
 }
 
+#[test]
+fn a_full_universal_queue_lets_in_one_putter_for_each_item_that_leaves() {
+    kernel::run(async {
+        let queue = UniversalQueue::new(Some(1));
+        queue.put(0).await.unwrap();
+        let putters = [1, 2].map(|item| {
+            let queue = queue.clone();
+            spawn(async move { queue.put(item).await })
+        });
+        yield_now().await.unwrap();
+        for next in 1..3 {
+            assert_eq!(queue.get().await, Ok(next - 1));
+            putters[next - 1].wait().await.unwrap();
+            sleep(ms(1)).await.unwrap();
+            assert_eq!(queue.len(), 1);
+            assert_eq!(putters[1].is_terminated(), next == 2);
+        }
+    })
+    .unwrap();
+}
+
 /// Accepts: curio/queue/univ_queue_multiple_consumer
 #[test]
 fn three_tasks_share_a_thousand_items_of_a_bounded_queue() {
@@ -1319,6 +1340,10 @@ fn both_sides_of_a_connection_prove_that_they_know_the_key() {
 fn a_channel_accepts_who_knows_its_key() {
     async fn greet(channel: Channel) -> io::Result<Vec<u8>> {
         let mut client = channel.accept().await?;
+        assert!(
+            client.get_ref().as_std().nodelay()?,
+            "a message is sent at once"
+        );
         client.send(b"hello").await?;
         client.recv(100).await
     }
@@ -1328,6 +1353,7 @@ fn a_channel_accepts_who_knows_its_key() {
         let address = channel.local_addr().unwrap();
         let server = spawn(greet(channel));
         let mut client = channel::connect(address, None::<&str>).await.unwrap();
+        assert!(client.get_ref().as_std().nodelay().unwrap());
         assert_eq!(client.recv(100).await.unwrap(), b"hello");
         client.send(b"bye").await.unwrap();
         assert_eq!(server.join().await.unwrap().unwrap(), b"bye");

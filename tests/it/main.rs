@@ -15,6 +15,7 @@
 //! | [`kernel_curio`] | random programs: what Curio on Python makes of them, our kernel must too; no broker |
 //! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
 //! | [`kernel_leaks`] | what is left in a process when its kernels are gone; no broker |
+//! | [`kernel_process`] | calls in worker processes: what crosses the border, and how both sides die |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.

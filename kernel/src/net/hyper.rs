@@ -60,7 +60,7 @@ use send_wrapper::SendWrapper;
 
 use super::Polled;
 use crate::cancel::{Shielded, shield};
-use crate::{Interrupt, spawn, time, traps};
+use crate::{spawn, time, traps};
 
 /// Most that one read fetches.
 const CHUNK: usize = 64 * 1024;
@@ -155,14 +155,13 @@ pub struct KernelTimer;
 impl rt::Timer for KernelTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
         // From now on, not from its first poll.
-        match self.now().checked_add(duration) {
-            Some(deadline) => self.sleep_until(deadline),
-            None => Box::pin(KernelSleep::new(traps::sleep(Duration::MAX))),
-        }
+        let now = self.now();
+        self.sleep_until(now.checked_add(duration).unwrap_or(now + FOR_EVER))
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn rt::Sleep>> {
-        Box::pin(KernelSleep::new(time::sleep_until(deadline)))
+        let slept = shield(time::sleep_until(deadline));
+        Box::pin(KernelSleep(SendWrapper::new(slept)))
     }
 
     fn now(&self) -> Instant {
@@ -170,21 +169,12 @@ impl rt::Timer for KernelTimer {
     }
 }
 
-/// The two traps that wait for a time.
-trait Sleeps: Future<Output = Result<Instant, Interrupt>> + Unpin {}
+/// A century.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-impl Sleeps for traps::Sleep {}
-impl Sleeps for traps::SleepUntil {}
+struct KernelSleep(SendWrapper<Shielded<traps::SleepUntil>>);
 
-struct KernelSleep<S>(SendWrapper<Shielded<S>>);
-
-impl<S: Sleeps> KernelSleep<S> {
-    fn new(sleep: S) -> Self {
-        Self(SendWrapper::new(shield(sleep)))
-    }
-}
-
-impl<S: Sleeps> Future for KernelSleep<S> {
+impl Future for KernelSleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -194,9 +184,9 @@ impl<S: Sleeps> Future for KernelSleep<S> {
     }
 }
 
-impl<S: Sleeps> rt::Sleep for KernelSleep<S> {}
+impl rt::Sleep for KernelSleep {}
 
-impl<S> fmt::Debug for KernelSleep<S> {
+impl fmt::Debug for KernelSleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KernelSleep")
     }

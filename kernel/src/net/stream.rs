@@ -237,7 +237,7 @@ impl<S: Read> Stream<S> {
         }
     }
 
-    /// Reads once into the free part of the buffer. The buffer grows as data come, up to `needed` bytes.
+    /// Reads once into the free part of the buffer. The buffer grows as data come, up to `needed` bytes, which is more than are there.
     async fn fill(&mut self, needed: usize) -> io::Result<usize> {
         if self.data.is_empty() {
             self.data = 0..0;
@@ -247,7 +247,7 @@ impl<S: Read> Stream<S> {
             self.data = 0..self.data.len();
             let target = (self.data.len() * 2).min(needed).max(CHUNK);
             if self.data.len() == self.buffer.len() {
-                self.buffer.resize(target.max(self.buffer.len() + 1), 0);
+                self.buffer.resize(target, 0);
             }
         }
         let free = &mut self.buffer[self.data.end..];

@@ -63,3 +63,67 @@ impl Nodes {
         self[next].prev = prev;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Park,
+        Unpark,
+        Leave(prop::sample::Index),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => Just(Step::Park),
+            1 => Just(Step::Unpark),
+            2 => any::<prop::sample::Index>().prop_map(Step::Leave),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_lot_does_what_a_queue_does(steps in prop::collection::vec(step(), 1..60)) {
+            let mut nodes = Nodes::new();
+            let lot = nodes.open_lot(Location::caller());
+            let mut model = VecDeque::new();
+            for step in steps {
+                match step {
+                    Step::Park => {
+                        let node = Node::new(WaitKind::Lock, ROOT, 0, Location::caller());
+                        let node = nodes.insert(node);
+                        nodes.park(node, lot);
+                        model.push_back(node);
+                    }
+                    Step::Unpark => {
+                        let first = nodes.unpark(lot);
+                        prop_assert_eq!(first, model.pop_front());
+                        if let Some(node) = first {
+                            nodes.put_back(node);
+                        }
+                    }
+                    Step::Leave(which) => {
+                        if !model.is_empty() {
+                            let node = model.remove(which.index(model.len())).unwrap();
+                            nodes.leave_lot(node);
+                            nodes.put_back(node);
+                        }
+                    }
+                }
+                prop_assert_eq!(nodes.parked(lot), model.len());
+                prop_assert_eq!(nodes.is_vacant(lot), model.is_empty());
+                prop_assert_eq!(nodes.live(), model.len() + 1);
+            }
+            while let Some(node) = nodes.unpark(lot) {
+                prop_assert_eq!(Some(node), model.pop_front());
+            }
+            nodes.close_lot(lot);
+        }
+    }
+}

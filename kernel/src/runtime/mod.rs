@@ -214,6 +214,7 @@ impl Core {
                 clock: builder.clock,
                 epoch,
                 fired_at: epoch,
+                id: inbox.id(),
                 serial,
                 current: NIL,
                 scope: ROOT,

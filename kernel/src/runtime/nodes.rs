@@ -7,6 +7,7 @@
 //! allocator once the table has grown, and nothing dangles: the leaf's `Drop` takes its node out of both lists.
 //!
 //! Life of a leaf's node: `Armed` → `Fired` | `Interrupted` | `Closed` → released by the leaf, or released at any moment when the leaf is dropped.
+//! That of a join goes with the task that it waits for, see `Header::has_freed_joiners`.
 
 use std::panic::Location;
 use std::task::Waker;

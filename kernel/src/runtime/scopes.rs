@@ -130,7 +130,7 @@ impl State {
     }
 
     /// Leaves and blocks that were created inside a scope and moved out live on in the scope around.
-    #[cold]
+    #[inline(never)]
     fn hand_over(&mut self, task: u32, scope: u32, parent: u32) {
         let slot = &self.tasks[task];
         for first in [slot.waits, slot.scopes] {
@@ -165,8 +165,11 @@ impl State {
         let (task, term, rearms) = (block.task(), block.term(), block.rearms());
         let mut enclosing = None;
         let mut outer = block.scope();
-        while outer != ROOT && !self.nodes[outer].is_shield() {
+        while outer != ROOT {
             let around = &self.nodes[outer];
+            if !around.is_scope() || around.is_shield() {
+                break;
+            }
             if matches!(around.term(), Term::Fired | Term::Told) {
                 enclosing = Some(outer);
             }
@@ -272,11 +275,12 @@ impl State {
             if scope == ROOT {
                 return false;
             }
-            // Not every number need be that of a scope still: the leaf may have been moved out of one that is closed.
-            match self.nodes.get(scope) {
-                Some(inner) if inner.is_scope() && !inner.is_shield() => scope = inner.scope(),
-                _ => return false,
+            let inner = &self.nodes[scope];
+            // It need not be a scope still: a leaf may have been moved out of one, to another task, before that one was closed.
+            if !inner.is_scope() || inner.is_shield() {
+                return false;
             }
+            scope = inner.scope();
         }
         true
     }

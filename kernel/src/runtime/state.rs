@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(super) epoch: Instant,
     /// When timers were last looked at: every timer that has fired had run out by then.
     pub(crate) fired_at: Instant,
+    /// The kernel's id, as its bodies have it.
+    pub(super) id: u16,
     /// The kernel's serial number, as in `Core`.
     pub(crate) serial: u32,
     /// Slot of the task that is being polled.
@@ -437,9 +439,14 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
-    /// A wait of the current task for the end of `task`.
+    /// A wait of the current task for another one's end.
     #[inline]
-    pub(crate) fn open_join(&mut self, task: u32, at: &'static Location<'static>) -> u32 {
+    pub(crate) fn open_join(&mut self, body: &BodyRef, at: &'static Location<'static>) -> u32 {
+        assert!(
+            body.kernel == self.id,
+            "a task of one kernel was waited for in another"
+        );
+        let task = body.slot.get();
         let node = self.open_wait(WaitKind::Join, u64::from(task), at);
         self.arm_join(node, task);
         node

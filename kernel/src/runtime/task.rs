@@ -1,8 +1,8 @@
-//! Task slots, and the bodies that hold the tasks' futures.
+//! Task slots, the bodies that hold the tasks' futures, and the memory that bodies are cut from.
 //!
-//! A task is a 32-byte *slot* in the task table, which is all that scheduling looks at, and a *body*: one allocation with a
+//! A task is a 24-byte *slot* in the task table, which is all that scheduling looks at, and a *body*: one block with a
 //! header, and a place that first holds the future and then its output. The slot is freed the moment the task ends (its generation
-//! grows, so that stale wakers miss); the body lives on while a handle refers to it.
+//! grows, so that stale wakers miss); the body lives on while a handle refers to it, and so does the *chunk* that its block is part of.
 //!
 //! One of the two files of this crate with `unsafe`: the type of a future is erased here, and its output is written
 //! over it. What must stay true:
@@ -10,6 +10,7 @@
 //! - a body never leaves its thread (`BodyRef` holds a raw pointer, so it is neither `Send` nor `Sync`);
 //! - `stage` says what the place holds: the future while `Idle` or `Busy`, the output while `Value`, a panic's payload while `Panicked`, else nothing;
 //! - while `Busy` the future is being polled or dropped further up the stack, and nobody else touches the place;
+//! - a chunk is alive while one of its blocks is in use; a block that is not is on its chunk's list, or was never cut;
 //! - user code (a future's `poll` or `drop`, an output's `drop`) runs only here, and always while no kernel table is borrowed.
 #![allow(unsafe_code)]
 
@@ -890,7 +891,9 @@ impl Tasks {
         self.free = slot.waits;
         self.live += 1;
         body.slot.set(id);
-        slot.body = Some(body.share());
+        let before = slot.body.replace(body.share());
+        debug_assert!(before.is_none(), "a free slot has none");
+        std::mem::forget(before); // so that nothing looks whether it is one to be dropped
         slot.waits = NIL;
         slot.flags.set(Flags::QUEUED);
         Some(id)
@@ -968,7 +971,11 @@ impl std::ops::IndexMut<u32> for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{RawWaker, RawWakerVTable, Waker};
+
+    use super::super::waker;
     use super::*;
+    use crate::spawn;
 
     impl Pool {
         /// How many chunks it holds for blocks of `layout`, and how many of their blocks are in use.
@@ -1053,6 +1060,41 @@ mod tests {
             assert!(pool.chunks(layout).0 <= chunks);
         }
         blocks.into_iter().for_each(give);
+    }
+
+    thread_local! {
+        static VICTIM: Cell<Option<TaskRef>> = const { Cell::new(None) };
+    }
+
+    static VICIOUS: RawWakerVTable = RawWakerVTable::new(
+        |data| {
+            if let Some(victim) = VICTIM.take() {
+                victim.abort();
+            }
+            RawWaker::new(data, &VICIOUS)
+        },
+        |_| {},
+        |_| {},
+        |_| {},
+    );
+
+    #[test]
+    fn a_task_that_ends_while_the_waker_of_its_joiner_is_cloned_leaves_the_node() {
+        let live = || waker::with_current(|core| core.unwrap().live_nodes());
+        let waits = async {
+            let before = live();
+            let task = spawn(std::future::pending::<()>());
+            VICTIM.set(Some(task.to_ref()));
+            let mut wait = task.wait();
+            // SAFETY: the functions of the vtable leave the data alone.
+            let waker = unsafe { Waker::from_raw(RawWaker::new(ptr::null(), &VICIOUS)) };
+            let first = Pin::new(&mut wait).poll(&mut Context::from_waker(&waker));
+            assert!(first.is_pending() && task.is_terminated());
+            assert_eq!(live(), before + 1);
+            wait.await.unwrap();
+            assert_eq!(live(), before);
+        };
+        crate::run(waits).unwrap();
     }
 
     #[test]

@@ -124,6 +124,65 @@ fn nothing_is_left_of_waits_that_ended_timed_out_or_lost_a_race() {
     assert_clean(&kernel);
 }
 
+impl Core {
+    pub(super) fn live_nodes(&self) -> usize {
+        self.state.borrow().nodes.live()
+    }
+}
+
+#[test]
+fn the_end_of_a_task_frees_the_nodes_of_those_who_wait_for_it() {
+    let live = || with_current(|core| core.unwrap().live_nodes());
+    let mut kernel = kernel();
+    let waits = async {
+        let before = live();
+        let task = spawn(yield_now());
+        let mut waits = [task.wait(), task.wait()];
+        for wait in &mut waits {
+            assert!(futures::poll!(wait).is_pending());
+        }
+        assert_eq!(live(), before + 2);
+        while !task.is_terminated() {
+            yield_now().await.unwrap();
+        }
+        assert_eq!(live(), before);
+        let [polled, dropped] = waits;
+        drop(dropped);
+        polled.await.unwrap();
+        task.join().await.unwrap().unwrap();
+    };
+    kernel.run(waits).unwrap();
+    assert_clean(&kernel);
+}
+
+/// A joiner is told what happened first, its cancellation or the end of the task, whoever is polled first.
+#[test]
+fn a_joiner_that_was_interrupted_is_told_so_although_the_task_has_ended_since() {
+    let mut kernel = kernel();
+    let waits = async {
+        let task = spawn(pending::<()>());
+        let [cancelled, other, late] = [(); 3].map(|()| spawn(task.wait()));
+        yield_now().await.unwrap();
+        assert!(cancelled.request_cancel(""));
+        task.abort();
+        assert!(late.request_cancel(""));
+        let outcome = cancelled.join().await.unwrap();
+        assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+        other.join().await.unwrap().unwrap();
+        late.join().await.unwrap().unwrap();
+    };
+    kernel.run(waits).unwrap();
+    assert_clean(&kernel);
+}
+
+#[test]
+#[should_panic(expected = "a task of one kernel was waited for in another")]
+fn a_task_cannot_be_waited_for_in_another_kernel() {
+    let other = kernel();
+    let task = other.spawn(pending::<()>());
+    let _ = kernel().run(task.wait());
+}
+
 #[test]
 fn a_slot_that_is_retired_while_queued_is_free_after_its_pop() {
     let mut kernel = kernel();
@@ -142,4 +201,14 @@ fn a_slot_that_is_retired_while_queued_is_free_after_its_pop() {
     }
     assert!(kernel.core.state.borrow().tasks.capacity() <= 3);
     assert_clean(&kernel);
+}
+
+#[test]
+fn nothing_is_left_of_a_shield_that_has_ended_though_its_future_is_kept() {
+    let nodes = kernel().run(async {
+        let mut kept = Box::pin(shield(sleep(s(1))));
+        (&mut kept).await.unwrap();
+        with_current(|core| core.unwrap().state.borrow().nodes.live())
+    });
+    assert_eq!(nodes.unwrap(), 1, "the lot `idle` alone");
 }

@@ -441,6 +441,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_due_in_the_first_tick_of_a_round_comes_out_in_its_last() {
+        let mut rig = Rig::new();
+        let nodes = [0, 1, 62, 63].map(|tick| rig.arm(tick * TICK + 1));
+        assert_eq!(rig.expire(63 * TICK + 1), nodes);
+    }
+
+    #[test]
     fn a_clock_that_falls_makes_nothing_early() {
         let mut rig = Rig::new();
         rig.expire(1_000 * TICK);

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::future::pending;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::channel::oneshot;
 use futures::future::{Either, join, join_all, select, select_all};
@@ -664,5 +666,29 @@ fn a_leaf_can_be_moved_to_another_task_and_outlive_its_own() {
         let outcome = ignore_after(s(60), slot.take().unwrap()).await;
         assert_eq!(outcome, Err(Interrupt::UncaughtTimeout));
         assert_eq!(now() - before, s(5));
+    });
+}
+
+/// Asks the kernel when it is dropped, as foreign code may.
+struct Curious(Arc<AtomicBool>);
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        self.0
+            .store(current_task().is_cancelled(), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_reason_that_another_replaces_is_dropped_where_it_may_ask_the_kernel() {
+    run(async {
+        let asked = Arc::new(AtomicBool::new(false));
+        let reason = Reason::new(Curious(asked.clone()));
+        shield(async {
+            set_cancellation(Some(Interrupt::Cancelled(reason)));
+            current_task().request_cancel(Reason::default());
+        })
+        .await;
+        assert!(asked.load(Ordering::Relaxed));
     });
 }
