@@ -847,7 +847,13 @@ fn a_new_secret_is_taken_and_is_the_password_of_the_next_connection() {
         loop {
             match events.next().await? {
                 Some(ConnectionEvent::GaveUp(error)) => {
-                    assert!(matches!(error, Error::LoginRefused { .. }), "{error}");
+                    let Error::NotRecovered {
+                        last: Some(last), ..
+                    } = error
+                    else {
+                        panic!("{error}")
+                    };
+                    assert!(matches!(*last, Error::LoginRefused { .. }), "{last}");
                     return Ok(());
                 }
                 Some(_) => {}

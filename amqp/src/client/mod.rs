@@ -39,6 +39,15 @@
 //! Three things a user has to know: a message may come twice; a queue whose name the server chooses has another one afterwards
 //! ([`Consumer::queue`], [`ConnectionEvent::Recovered`]); and what was published without confirms may be lost.
 //!
+//! # TLS, and who we are
+//!
+//! `amqps://` needs the feature `tls`. The server's certificate must be signed by one of the system's authorities, or of those in a file, and be for the name in the
+//! address: `amqps://mq.example/?cacertfile=/etc/our-ca.pem`, with `certfile` and `keyfile` for servers that ask for one of ours.
+//! [`Uri`](crate::uri::Uri) has all options; `Options::tls` takes a configuration in place of files.
+//!
+//! A user and a password log in by PLAIN or AMQPLAIN, whichever the server offers. `auth_mechanism=EXTERNAL` has the certificate say who we are.
+//! [`Connection::update_secret`] renews a token that expires.
+//!
 //! # What holds
 //!
 //! - Whoever waits is told when the connection or the channel is lost for good, at once and with the reason: requests, confirms, consumers,
