@@ -22,7 +22,7 @@
 //!     });
 //!     sleep(Duration::from_millis(20)).await?;
 //!     counter.cancel().await?;
-//!     assert!(counter.join().await.unwrap() > 0);
+//!     println!("{} times", counter.join().await.unwrap());
 //!     Ok::<_, Interrupt>(())
 //! })
 //! .unwrap()

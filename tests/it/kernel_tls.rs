@@ -737,17 +737,7 @@ fn an_interrupted_read_goes_on_in_the_middle_of_a_record() {
 fn a_handshake_that_is_given_up_closes_the_connection_wherever_it_was() {
     run_virtual(async {
         let (config, server_config) = Authority::new().configs();
-        let flight = {
-            let ((client, server), tap) = tapped()?;
-            tap.hold();
-            spawn(TlsStream::accept(server, server_config.clone()));
-            let connecting = TlsStream::connect(client, config.clone(), "localhost");
-            let late = timeout_after(SECOND, connecting).await;
-            assert!(is_timeout(&late));
-            tap.held().await?
-        };
-        assert!(flight.len() > 500, "{}", flight.len());
-        for (step, part) in (0..flight.len()).step_by(flight.len() / 8).enumerate() {
+        for step in 0..8 {
             let ((client, server), tap) = tapped()?;
             tap.hold();
             let accepting = spawn(TlsStream::accept(server, server_config.clone()));
@@ -761,6 +751,9 @@ fn a_handshake_that_is_given_up_closes_the_connection_wherever_it_was() {
                 }
             });
             let flight = tap.held().await?;
+            assert!(flight.len() > 500, "{}", flight.len());
+            // Of this very flight: the next one's signature may be a byte or two shorter.
+            let part = flight.len() * step / 8;
             tap.to_client.write_all(&flight[..part]).await?;
             connecting.join().await.unwrap();
             // The server was waiting for the client's answer.
