@@ -1,5 +1,8 @@
 //! Prints what comes to a queue, eight messages in advance, and acks each when it is done with it:
-//! `cargo run -p sweepea-amqp --example consume -- amqp://guest:guest@localhost/ tasks`. Ends with Ctrl-C; survives a restart of the broker.
+//! `cargo run -p sweepea-amqp --example consume -- amqp://guest:guest@localhost/ tasks`. Ends with Ctrl-C; survives a restart of the
+//! broker. Without arguments it has a broker of its own, to which `publish` can be sent from another terminal.
+
+mod broker;
 
 use std::error::Error;
 use std::time::Duration;
@@ -9,10 +12,10 @@ use kernel::signal::{SIGINT, SIGTERM, SignalQueue};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(address), Some(queue)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: consume ADDRESS QUEUE".into());
-    };
+    let (address, queue) = (arguments.next(), arguments.next());
     kernel::run(async move {
+        let address = broker::address(address)?;
+        let queue = queue.unwrap_or_else(|| "tasks".to_owned());
         let signals = SignalQueue::new(&[SIGINT, SIGTERM])?;
         let connection = client::connect(&address, Options::default()).await?;
         let printing = kernel::spawn(print(connection.clone(), queue));

@@ -1,5 +1,8 @@
 //! Publishes its arguments to a queue, and knows of each that the broker has it:
-//! `cargo run -p sweepea-amqp --example publish -- amqp://guest:guest@localhost/ tasks one two three`.
+//! `cargo run -p sweepea-amqp --example publish -- amqp://guest:guest@localhost/ tasks one two three`. Without arguments, three messages to a broker
+//! of its own.
+
+mod broker;
 
 use std::error::Error;
 use std::time::Duration;
@@ -9,16 +12,20 @@ use amqp::wire::Properties;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(address), Some(queue)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: publish ADDRESS QUEUE MESSAGE...".into());
+    let (address, queue) = (arguments.next(), arguments.next());
+    let bodies: Vec<String> = match &queue {
+        Some(_) => arguments.collect(),
+        None => ["one", "two", "three"].map(str::to_owned).into(),
     };
     kernel::run(async move {
+        let address = broker::address(address)?;
+        let queue = queue.unwrap_or_else(|| "tasks".to_owned());
         let connection = client::connect(&address, Options::default()).await?;
         let channel = connection.channel().await?;
         channel.queue(&queue).durable().declare().await?;
         let publisher = connection.publisher(PublisherOptions::default()).await?;
         let mut confirms = Vec::new();
-        for (n, body) in arguments.enumerate() {
+        for (n, body) in bodies.into_iter().enumerate() {
             // An id tells a message that was published again from another with the same text.
             let id = format!("{}-{n}", std::process::id());
             let properties = Properties {

@@ -1,5 +1,8 @@
 //! Publishes a number each second, consumes it, and tells what happens to the connection: restart the broker meanwhile.
 //! `cargo run -p sweepea-amqp --example recovery -- amqp://guest:guest@localhost/`. Ends after the given number of messages, 60 if not said.
+//! Without an address it has a broker of its own, with which nothing happens.
+
+mod broker;
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,11 +13,10 @@ use amqp::client::{
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let Some(address) = arguments.next() else {
-        return Err("usage: recovery ADDRESS [MESSAGES]".into());
-    };
+    let given = arguments.next();
     let messages = arguments.next().map_or(Ok(60), |n| n.parse::<u32>())?;
     kernel::run(async move {
+        let address = broker::address(given)?;
         let options = Options {
             recovery: Some(Recovery {
                 max_wait: Duration::from_secs(5),

@@ -1,5 +1,7 @@
 //! Asks and answers over a broker: a server that doubles numbers, and a client that asks it, on two connections.
-//! `cargo run -p sweepea-amqp --example rpc -- amqp://guest:guest@localhost/`.
+//! `cargo run -p sweepea-amqp --example rpc -- amqp://guest:guest@localhost/`; without an address, with a broker of its own.
+
+mod broker;
 
 use std::error::Error;
 use std::time::Duration;
@@ -11,10 +13,9 @@ use amqp::wire::Properties;
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Some(address) = std::env::args().nth(1) else {
-        return Err("usage: rpc ADDRESS".into());
-    };
+    let given = std::env::args().nth(1);
     kernel::run(async move {
+        let address = broker::address(given)?;
         let server = client::connect(&address, Options::default()).await?;
         let channel = server.channel().await?;
         let queue = channel.queue("").exclusive().declare().await?.name;

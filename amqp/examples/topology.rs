@@ -1,5 +1,7 @@
 //! Exchanges, queues and bindings: a topic exchange, an alternate for what nobody takes, a queue that keeps at most 1000 messages.
-//! `cargo run -p sweepea-amqp --example topology -- amqp://guest:guest@localhost/`.
+//! `cargo run -p sweepea-amqp --example topology -- amqp://guest:guest@localhost/`; without an address, with a broker of its own.
+
+mod broker;
 
 use std::error::Error;
 use std::time::Duration;
@@ -7,10 +9,9 @@ use std::time::Duration;
 use amqp::client::{self, Message, Options, PublisherOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Some(address) = std::env::args().nth(1) else {
-        return Err("usage: topology ADDRESS".into());
-    };
+    let given = std::env::args().nth(1);
     kernel::run(async move {
+        let address = broker::address(given)?;
         let connection = client::connect(&address, Options::default()).await?;
         let channel = connection.channel().await?;
         // What the connection has declared is declared again when it has been lost, in an order that works; what was deleted is not.

@@ -29,7 +29,7 @@ pub struct Uri {
     pub tls: bool,
     /// To be tried one after the other; at least one.
     pub hosts: Vec<Host>,
-    /// Who we are.
+    /// Who we are: by password, with whichever mechanism the server has for that, unless `auth_mechanism` names one.
     pub auth: Auth,
     /// `/` if the address names none.
     pub virtual_host: String,
@@ -63,6 +63,20 @@ pub struct TlsOptions {
     pub keyfile: Option<PathBuf>,
     /// `server_name_indication`: the name the server's certificate must have, if not the host's.
     pub server_name: Option<String>,
+    /// `verify`, and `server_name_indication=disable`.
+    pub verify: Verify,
+}
+
+/// What is looked at in a server's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// That an authority we trust has signed it, and that it is for the server's name: `verify_peer`, and what goes without saying.
+    #[default]
+    Name,
+    /// Its authority alone: `server_name_indication=disable`. Whoever has any certificate of that authority can pass for the server.
+    Authority,
+    /// Nothing: `verify_none`. Anybody can pass for the server.
+    Nothing,
 }
 
 /// What is wrong with an address. Never quotes the part that may hold a password.
@@ -105,12 +119,20 @@ pub enum UriError {
         /// What could be.
         expected: &'static str,
     },
+    /// A certificate is of no use without its key.
+    #[error("option {given} needs {missing} as well; they may name the same file")]
+    Alone {
+        /// What was given.
+        given: &'static str,
+        /// What was not.
+        missing: &'static str,
+    },
     /// TLS files on a plain connection would be silently useless.
     #[error("option {0} needs amqps://")]
     NeedsTls(&'static str),
 }
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 11] = [
     "auth_mechanism",
     "cacertfile",
     "certfile",
@@ -121,6 +143,7 @@ const OPTIONS: [&str; 10] = [
     "heartbeat",
     "keyfile",
     "server_name_indication",
+    "verify",
 ];
 
 impl FromStr for Uri {
@@ -154,7 +177,7 @@ impl FromStr for Uri {
         let mut uri = Self {
             tls,
             hosts: parse_hosts(hosts, if tls { 5671 } else { 5672 })?,
-            auth: Auth::Plain { user, password },
+            auth: Auth::Password { user, password },
             virtual_host: parse_virtual_host(path)?,
             limits: Limits::default(),
             connection_timeout: None,
@@ -176,7 +199,20 @@ impl FromStr for Uri {
             seen.push(option);
             uri.set(option, decode(value, option)?)?;
         }
-        Ok(uri)
+        let (given, missing) = match &uri.tls_options {
+            TlsOptions {
+                certfile: Some(_),
+                keyfile: None,
+                ..
+            } => ("certfile", "keyfile"),
+            TlsOptions {
+                certfile: None,
+                keyfile: Some(_),
+                ..
+            } => ("keyfile", "certfile"),
+            _ => return Ok(uri),
+        };
+        Err(UriError::Alone { given, missing })
     }
 }
 
@@ -185,7 +221,7 @@ impl Uri {
         if !self.tls
             && matches!(
                 option,
-                "cacertfile" | "certfile" | "keyfile" | "server_name_indication"
+                "cacertfile" | "certfile" | "keyfile" | "server_name_indication" | "verify"
             )
         {
             return Err(UriError::NeedsTls(option));
@@ -218,7 +254,23 @@ impl Uri {
             "cacertfile" => self.tls_options.cacertfile = Some(value.into()),
             "certfile" => self.tls_options.certfile = Some(value.into()),
             "keyfile" => self.tls_options.keyfile = Some(value.into()),
+            "server_name_indication" if value == "disable" => {
+                if self.tls_options.verify == Verify::Name {
+                    self.tls_options.verify = Verify::Authority;
+                }
+            }
             "server_name_indication" => self.tls_options.server_name = Some(value),
+            "verify" => match value.as_str() {
+                "verify_peer" => {}
+                "verify_none" => self.tls_options.verify = Verify::Nothing,
+                _ => {
+                    return Err(UriError::BadValue {
+                        option,
+                        value,
+                        expected: "verify_peer or verify_none",
+                    });
+                }
+            },
             other => return Err(UriError::UnknownOption(other.to_owned())),
         }
         Ok(())
@@ -226,9 +278,9 @@ impl Uri {
 
     fn set_mechanism(&mut self, name: &str) -> Result<(), UriError> {
         let (user, password) = match &self.auth {
-            Auth::Plain { user, password } | Auth::AmqPlain { user, password } => {
-                (user.clone(), password.clone())
-            }
+            Auth::Password { user, password }
+            | Auth::Plain { user, password }
+            | Auth::AmqPlain { user, password } => (user.clone(), password.clone()),
             Auth::External => Default::default(),
         };
         self.auth = match name.to_ascii_uppercase().as_str() {
@@ -252,7 +304,9 @@ impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls { "amqps://" } else { "amqp://" })?;
         match &self.auth {
-            Auth::Plain { user, .. } | Auth::AmqPlain { user, .. } => {
+            Auth::Password { user, .. }
+            | Auth::Plain { user, .. }
+            | Auth::AmqPlain { user, .. } => {
                 write!(f, "{}:***@", Encoded(user))?;
             }
             Auth::External => {}
@@ -391,8 +445,8 @@ mod tests {
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
     }
 
-    fn plain(user: &str, password: &str) -> Auth {
-        Auth::Plain {
+    fn login(user: &str, password: &str) -> Auth {
+        Auth::Password {
             user: user.into(),
             password: password.into(),
         }
@@ -412,7 +466,7 @@ mod tests {
         ] {
             let uri = parse(text);
             assert_eq!(hosts(&uri), ["localhost:5672"], "{text}");
-            assert_eq!(uri.auth, plain("guest", "guest"));
+            assert_eq!(uri.auth, login("guest", "guest"));
             assert_eq!((uri.tls, uri.virtual_host.as_str()), (false, "/"));
         }
         assert_eq!(hosts(&parse("amqps://mq")), ["mq:5671"]);
@@ -427,10 +481,10 @@ mod tests {
             hosts(&uri),
             ["[::1]:5672", "mq2:5673", "[fe80::1%eth0]:5674"]
         );
-        assert_eq!(uri.auth, plain("a@b", "p:w/"));
+        assert_eq!(uri.auth, login("a@b", "p:w/"));
         assert_eq!(uri.virtual_host, "my/vhost x");
-        assert_eq!(parse("amqp://u:p@ss@h/v").auth, plain("u", "p@ss"));
-        assert_eq!(parse("amqp://u@h").auth, plain("u", ""));
+        assert_eq!(parse("amqp://u:p@ss@h/v").auth, login("u", "p@ss"));
+        assert_eq!(parse("amqp://u@h").auth, login("u", ""));
     }
 
     /// Accepts: feature/uri
@@ -454,13 +508,31 @@ mod tests {
             certfile: Some("c.pem".into()),
             keyfile: Some("k.pem".into()),
             server_name: Some("mq".into()),
+            verify: Verify::Name,
         };
         assert_eq!(uri.tls_options, tls);
+        for (query, verify) in [
+            ("verify=verify_peer", Verify::Name),
+            ("server_name_indication=disable", Verify::Authority),
+            (
+                "server_name_indication=disable&verify=verify_none",
+                Verify::Nothing,
+            ),
+            (
+                "verify=verify_none&server_name_indication=disable",
+                Verify::Nothing,
+            ),
+        ] {
+            let options = parse(&format!("amqps://h?{query}")).tls_options;
+            assert_eq!(
+                (options.verify, options.server_name),
+                (verify, None),
+                "{query}"
+            );
+        }
+        let (user, password) = ("u".to_owned(), "p".to_owned());
         let auth = parse("amqp://u:p@h?auth_mechanism=AMQPLAIN").auth;
-        assert_eq!(
-            auth.response(),
-            b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p"
-        );
+        assert_eq!(auth, Auth::AmqPlain { user, password });
     }
 
     /// Accepts: feature/uri
@@ -547,6 +619,22 @@ mod tests {
             (
                 "amqp://h?auth_mechanism=GSSAPI",
                 r#"option auth_mechanism: "GSSAPI" is not PLAIN, AMQPLAIN or EXTERNAL"#.to_owned(),
+            ),
+            (
+                "amqps://h?certfile=x",
+                "option certfile needs keyfile as well; they may name the same file".to_owned(),
+            ),
+            (
+                "amqps://h?keyfile=x",
+                "option keyfile needs certfile as well; they may name the same file".to_owned(),
+            ),
+            (
+                "amqps://h?verify=no",
+                r#"option verify: "no" is not verify_peer or verify_none"#.to_owned(),
+            ),
+            (
+                "amqp://h?verify=verify_none",
+                "option verify needs amqps://".to_owned(),
             ),
             (
                 "amqp://h?cacertfile=x",

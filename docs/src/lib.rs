@@ -9,11 +9,17 @@ pub mod architecture {}
 #[doc = include_str!("../cancellation.md")]
 pub mod cancellation {}
 
+#[doc = include_str!("../channels.md")]
+pub mod channels {}
+
 #[doc = include_str!("../contributing.md")]
 pub mod contributing {}
 
 #[doc = include_str!("../executor.md")]
 pub mod executor {}
+
+#[doc = include_str!("../framing.md")]
+pub mod framing {}
 
 #[doc = include_str!("../io.md")]
 pub mod io {}

@@ -494,7 +494,8 @@ plain! {
     /// A broker's address. Displayed with its password masked.
     Url(String): |text| {
         if text.starts_with("amqp://") { Ok(text.into()) }
-        else if text.starts_with("amqps://") { Err("asks for TLS, which this build does not have".into()) }
+        else if text.starts_with("amqps://") && cfg!(feature = "tls") { Ok(text.into()) }
+        else if text.starts_with("amqps://") { Err("asks for TLS, which this program was built without; build olive with its feature `tls`".into()) }
         else { Err("is not an AMQP address such as amqp://user:password@host:5672/%2F".into()) }
     }, |url| mask(url);
     /// Name of an exchange, or a routing key: at most 255 bytes.

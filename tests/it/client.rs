@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use amqp::client::{
-    self, Busy, Cap, Channel, Connection, Error, Message, Options, PublisherOptions, Settled,
+    self, Busy, Cap, Channel, Connection, ConnectionEvent, Error, Message, Options,
+    PublisherOptions, Settled,
 };
 use amqp::error::ReplyCode;
 use amqp::wire::cold::channel;
@@ -770,6 +771,95 @@ fn a_channel_may_ask_for_flow_and_is_told_that_it_has_it() {
         let ok = channel::AMQPMethod::FlowOk(channel::FlowOk { active: true });
         assert_eq!(answer, Method::Channel(ok));
         channel.publish(Message::new(b"x").key(&queue)).await
+    });
+}
+
+/// Accepts: feature/flow_and_tx
+#[test]
+fn a_transaction_publishes_and_settles_with_its_commit_or_not_at_all() {
+    with_queue(async |connection, channel, queue| {
+        let other = connection.channel().await?;
+        channel.tx_select().await?;
+        channel.publish(Message::new(b"1").key(&queue)).await?;
+        channel.publish(Message::new(b"2").key(&queue)).await?;
+        assert_eq!(depth(&other, &queue).await?, 0);
+        channel.tx_commit().await?;
+        assert_eq!(depth(&other, &queue).await?, 2);
+        channel.publish(Message::new(b"3").key(&queue)).await?;
+        channel.tx_rollback().await?;
+        channel.tx_commit().await?;
+        assert_eq!(depth(&other, &queue).await?, 2);
+
+        // An ack is part of the transaction that it was given in.
+        let one = channel.get(&queue).await?.unwrap();
+        one.ack();
+        channel.tx_rollback().await?;
+        channel.recover().await?;
+        let again = channel.get(&queue).await?.unwrap();
+        assert_eq!((again.body(), again.is_redelivered()), (&b"1"[..], true));
+        again.ack();
+        channel.tx_commit().await?;
+        let two = channel.get(&queue).await?.unwrap();
+        assert_eq!(two.body(), b"2");
+        two.ack();
+        channel.close().await?;
+        let left = other.get(&queue).await?.unwrap();
+        assert_eq!(left.body(), b"2");
+        assert!(other.get(&queue).await?.is_none());
+        Ok(())
+    });
+}
+
+#[test]
+fn transactions_need_to_be_begun_and_a_channel_without_confirms() {
+    with_connection(async |connection| {
+        let channel = connection.channel().await?;
+        let error = channel.tx_commit().await.unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        let error = publisher.channel().tx_select().await.unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+        connection.channel().await?.flow(true).await
+    });
+}
+
+/// Accepts: feature/update-secret
+#[test]
+fn a_new_secret_is_taken_and_is_the_password_of_the_next_connection() {
+    let broker = Broker::under_test();
+    let proxy = Proxy::to(broker.address());
+    run(async {
+        let url = broker.url_through(proxy.address());
+        let connection = client::connect(&url, Options::default()).await?;
+        connection.update_secret("guest", "as good as new").await?;
+        let long = "x".repeat(256);
+        let error = connection.update_secret("x", &long).await.unwrap_err();
+        assert!(matches!(error, Error::Encode(_)), "{error}");
+        let mut events = connection.events();
+        proxy.reset();
+        while !matches!(
+            events.next().await?,
+            Some(ConnectionEvent::Recovered { .. })
+        ) {}
+        // These brokers look at passwords when one connects, and only then.
+        connection.update_secret("wrong", "").await?;
+        proxy.reset();
+        loop {
+            match events.next().await? {
+                Some(ConnectionEvent::GaveUp(error)) => {
+                    let Error::NotRecovered {
+                        last: Some(last), ..
+                    } = error
+                    else {
+                        panic!("{error}")
+                    };
+                    assert!(matches!(*last, Error::LoginRefused { .. }), "{last}");
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => panic!("it ended without giving up"),
+            }
+        }
     });
 }
 

@@ -49,10 +49,10 @@ fn reason(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 /// A certificate authority of our own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
@@ -77,12 +77,12 @@ impl Authority {
     }
 
     /// Clients that trust it.
-    fn client(&self) -> ClientContext {
+    pub(crate) fn client(&self) -> ClientContext {
         ClientContext::new().trust(self.0.der().clone()).unwrap()
     }
 
     /// A server that it calls `localhost`.
-    fn server(&self) -> ServerContext {
+    pub(crate) fn server(&self) -> ServerContext {
         ServerContext::new(self.identity(&["localhost"]))
     }
 
@@ -94,7 +94,7 @@ impl Authority {
     }
 
     /// The same as files, which are left to the folder for temporary ones.
-    fn files(&self, names: &[&str]) -> [PathBuf; 3] {
+    pub(crate) fn files(&self, names: &[&str]) -> [PathBuf; 3] {
         let (certificate, key) = self.issue(names);
         let stem = unique("kernel-tls");
         let texts = [self.0.pem(), certificate.pem(), key.serialize_pem()];

@@ -10,6 +10,7 @@
 //! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
+//! | [`tls`] | `amqps` and the ways to log in |
 //! | [`kernel_budget`] | what the kernel does, in system calls, counted by strace; no broker |
 //! | [`kernel_curio`] | random programs: what Curio on Python makes of them, our kernel must too; no broker |
 //! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
@@ -44,3 +45,4 @@ mod kernel_user;
 mod recovery;
 mod replies;
 mod seed;
+mod tls;

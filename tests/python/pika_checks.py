@@ -995,6 +995,87 @@ def what_is_the_brokers_own_is_403(url):
 
 
 @check
+def a_transaction_publishes_and_acks_with_its_commit(url):
+    channel = connect(url).channel()
+    other = connect(url).channel()
+    queue = unique("queue")
+    channel.queue_declare(queue)
+    channel.tx_select()
+    for body in (b"1", b"2"):
+        channel.basic_publish("", queue, body)
+    equal(waiting(other, queue), 0)
+    channel.tx_commit()
+    equal(waiting(other, queue), 2)
+    channel.basic_publish("", queue, b"3")
+    channel.tx_rollback()
+    channel.tx_commit()
+    equal(waiting(other, queue), 2)
+
+    method, _properties, body = channel.basic_get(queue)
+    equal(body, b"1")
+    channel.basic_ack(method.delivery_tag)
+    channel.tx_rollback()
+    # Unsettled again, under its old tag.
+    channel.basic_ack(method.delivery_tag)
+    channel.tx_commit()
+    method, _properties, body = channel.basic_get(queue)
+    equal(body, b"2")
+    channel.basic_reject(method.delivery_tag, requeue=True)
+    equal(waiting(other, queue), 0)
+    channel.tx_commit()
+    equal(waiting(other, queue), 1)
+    method, _properties, body = channel.basic_get(queue)
+    equal((body, method.redelivered), (b"2", True))
+    channel.basic_ack(method.delivery_tag)
+    channel.close()
+    equal(waiting(other, queue), 1)
+    other.queue_delete(queue)
+
+
+@check
+def a_commit_returns_what_no_queue_takes(url):
+    channel = connect(url).channel()
+    returned = []
+    channel.add_on_return_callback(lambda _channel, method, _properties, body: returned.append((method.reply_code, body)))
+    channel.tx_select()
+    channel.basic_publish("", unique("nowhere"), b"x", mandatory=True)
+    channel.queue_declare("", exclusive=True)
+    equal(returned, [])
+    channel.tx_commit()
+    channel.connection.process_data_events(time_limit=0)
+    equal(returned, [(312, b"x")])
+
+
+@check
+def a_channel_has_transactions_or_confirms(url):
+    channel = connect(url).channel()
+    text = "PRECONDITION_FAILED - channel is not transactional"
+    channel = closes_channel(channel, 406, text, lambda c: c.tx_commit())
+    channel.tx_select()
+    text = "PRECONDITION_FAILED - cannot switch from tx to confirm mode"
+    channel = closes_channel(channel, 406, text, lambda c: c.confirm_delivery())
+    channel.confirm_delivery()
+    text = "PRECONDITION_FAILED - cannot switch from confirm to tx mode"
+    closes_channel(channel, 406, text, lambda c: c.tx_select())
+
+
+@check
+def a_tag_acked_in_a_transaction_is_unknown_from_then_on(url):
+    channel = connect(url).channel()
+    channel.tx_select()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.basic_publish("", queue, b"x")
+    channel.tx_commit()
+    tag = channel.basic_get(queue)[0].delivery_tag
+
+    def ack_twice(channel):
+        channel.basic_ack(tag)
+        channel.basic_ack(tag)
+
+    closes_channel(channel, 406, "PRECONDITION_FAILED - unknown delivery tag 1", ack_twice)
+
+
+@check
 def an_exclusive_consumer_keeps_others_out(url):
     channel = channel_of(url)
     queue = channel.queue_declare("", exclusive=True).method.queue

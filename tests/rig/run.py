@@ -129,11 +129,22 @@ class RabbitMQ:
     def try_start(self, sbin):
         shutil.rmtree(self.dir, ignore_errors=True)
         self.dir.mkdir(parents=True)
-        port, mapper_port = free_port(), free_port()
-        (self.dir / "enabled_plugins").write_text("[].\n")
+        port, tls_port, mapper_port = free_port(), free_port(), free_port()
+        make_certificates(self.dir)
+        (self.dir / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
         (self.dir / "env.conf").write_text("")
         (self.dir / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{tls_port}\n"
+            f"ssl_options.cacertfile = {self.dir}/ca.pem\n"
+            f"ssl_options.certfile = {self.dir}/localhost.pem\n"
+            f"ssl_options.keyfile = {self.dir}/localhost-key.pem\n"
+            "ssl_options.verify = verify_peer\n"
+            "ssl_options.fail_if_no_peer_cert = false\n"
+            "ssl_cert_login_from = common_name\n"
+            "auth_mechanisms.1 = PLAIN\n"
+            "auth_mechanisms.2 = AMQPLAIN\n"
+            "auth_mechanisms.3 = EXTERNAL\n"
             "vm_memory_high_watermark.absolute = 1GB\n"
             "disk_free_limit.absolute = 50MB\n"
             "log.console = false\n"
@@ -165,7 +176,11 @@ class RabbitMQ:
             if node.poll() is not None or time.monotonic() > end:
                 raise Failure(f"RabbitMQ did not start, its output is in {self.dir.relative_to(ROOT)}:\n{self.last_words()}")
             time.sleep(0.1)
-        return f"amqp://guest:guest@127.0.0.1:{port}/%2F"
+        return {
+            "SWEEPEA_TEST_BROKER": f"amqp://guest:guest@127.0.0.1:{port}/%2F",
+            "SWEEPEA_TEST_BROKER_TLS": f"127.0.0.1:{tls_port}",
+            "SWEEPEA_TEST_CERTIFICATES": str(self.dir),
+        }
 
     def spawn(self, command, env):
         with open(self.dir / "output", "ab") as output:
@@ -192,6 +207,36 @@ class RabbitMQ:
 
     def remove(self):
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+CERTIFICATES = """
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+[localhost]
+basicConstraints = critical, CA:FALSE
+subjectAltName = DNS:localhost, IP:127.0.0.1
+[guest]
+basicConstraints = critical, CA:FALSE
+[nobody]
+basicConstraints = critical, CA:FALSE
+"""
+
+
+def make_certificates(folder):
+    """An authority for this run, and what it certifies: the node, a user that the node knows, and one that it does not."""
+    (folder / "openssl.conf").write_text(CERTIFICATES)
+    for name, file in (("authority", "ca"), ("localhost",) * 2, ("guest",) * 2, ("nobody",) * 2):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-config", "openssl.conf", "-extensions", name, "-subj", f"/CN={name}", "-days", "2"]
+        command += ["-keyout", f"{file}-key.pem", "-out", f"{file}.pem"]
+        if file != "ca":
+            command += ["-CA", "ca.pem", "-CAkey", "ca-key.pem"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise Failure(f"{' '.join(command)} failed:\n{done.stderr}".rstrip())
 
 
 def answers_amqp(port):
@@ -337,6 +382,7 @@ def lint(run):
     run.step("format", ["cargo", "fmt", "--all", "--check"])
     run.step("clippy", ["cargo", "clippy", "--workspace", "--all-targets", *LOCKED, "--", "-D", "warnings"])
     run.step("amqp without the kernel", ["cargo", "check", "-p", "sweepea-amqp", "--no-default-features", *LOCKED])
+    run.step("amqp without TLS", ["cargo", "check", "-p", "sweepea-amqp", *LOCKED])
     doc = ["cargo", "doc", "--workspace", "--no-deps", "--exclude", "benches", "--exclude", "tests", *LOCKED]
     # The docs of a public item may name a private one: whoever reads that far has the sources.
     run.step("links in the docs", doc, env={"RUSTDOCFLAGS": "-D warnings -A rustdoc::private_intra_doc_links"})
@@ -415,12 +461,14 @@ def run_parts(run, parts, filters, node):
         "SWEEPEA_TEST_PYTHON": python,
     }
     if "embedded" in parts:
-        integration(run, "embedded broker", env | {"SWEEPEA_TEST_BROKER": "embedded"}, filters)
+        # What our own broker does not have: TLS, EXTERNAL.
+        others = ["--skip", "rabbitmq_only"]
+        integration(run, "embedded broker", env | {"SWEEPEA_TEST_BROKER": "embedded"}, [*filters, *others])
     if "rabbitmq" in parts:
-        url = run.timed("start RabbitMQ", node.start)
+        told = run.timed("start RabbitMQ", node.start)
         # The kernel's tests need no broker and the demo has its own; the run against the embedded one has had them.
         once = ["--skip", "kernel_", "--skip", "demo::"]
-        integration(run, "RabbitMQ", env | {"SWEEPEA_TEST_BROKER": url}, [*filters, *once])
+        integration(run, "RabbitMQ", env | told, [*filters, *once])
 
 
 LOCKED = ["--locked"] if os.environ.get("CI") else []

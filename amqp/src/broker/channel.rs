@@ -10,6 +10,7 @@ use super::exchange::QueueId;
 use super::fault::{Fault, type_name};
 use super::queue::{Consumer, Entry, Message};
 use super::store::Mark;
+use super::transaction::{Held, How, Transaction};
 use super::vhost::{Enqueued, ExchangeSpec, QueueSpec, REPLY_TO, Route, Vhost};
 use super::{Config, SessionId};
 use crate::error::ReplyCode;
@@ -62,6 +63,7 @@ answers! {
     connection Connection,
     exchange Exchange,
     queue Queue,
+    tx Tx,
 }
 
 /// A delivery that the client has not settled.
@@ -71,6 +73,8 @@ struct Delivered {
     entry: Entry,
     /// `None` if it was asked for by `basic.get`.
     consumer: Option<Rc<Consumer>>,
+    /// The channel's transaction has settled it.
+    settles_with_commit: bool,
 }
 
 /// Publisher confirms of one channel.
@@ -125,6 +129,10 @@ pub(super) struct Channel {
     /// For all consumers of the channel together; 0 is no limit.
     prefetch_all: u16,
     confirms: Option<Confirms>,
+    /// From `tx.select` on; never together with `confirms`.
+    transaction: Option<Transaction>,
+    /// Commits that wait for the store to reach the mark.
+    commits: VecDeque<Mark>,
     /// For methods that name no queue.
     last_queue: Option<Rc<str>>,
     /// The name behind `amq.rabbitmq.reply-to`, if there is a consumer on it.
@@ -134,6 +142,8 @@ pub(super) struct Channel {
 
 /// A channel that never acks its first delivery holds a slot for each later one; deliveries stop at this many.
 const SLOTS_MAX: usize = 1 << 20;
+/// A client that does not wait for `commit-ok` gets so far ahead of the store.
+const COMMITS_MAX: usize = 1 << 10;
 
 impl Channel {
     pub(super) fn new() -> Self {
@@ -145,6 +155,8 @@ impl Channel {
             prefetch: 0,
             prefetch_all: 0,
             confirms: None,
+            transaction: None,
+            commits: VecDeque::new(),
             last_queue: None,
             reply_queue: None,
             last_route: None,
@@ -234,27 +246,15 @@ impl Channel {
         message.priority = traits.priority;
         message.ttl = traits.ttl;
 
-        if route.is_empty() && publish.mandatory {
-            Return {
-                reply_code: ReplyCode::NO_ROUTE,
-                reply_text: "NO_ROUTE",
-                exchange: publish.exchange,
-                routing_key: publish.routing_key,
-            }
-            .put(scope.out, scope.number);
-            put_content(
-                scope.out,
-                scope.number,
-                message.props().as_bytes(),
-                message.body(),
-                scope.max_payload,
-            );
+        let held = Held {
+            message: Rc::new(message),
+            queues: route,
+            mandatory: publish.mandatory,
+        };
+        if let Some(transaction) = &mut self.transaction {
+            return transaction.publish(held, scope.config);
         }
-        let message = Rc::new(message);
-        let mut rejected = false;
-        for &id in route.iter() {
-            rejected |= scope.vhost.enqueue(id, &message, scope.now) == Enqueued::Rejected;
-        }
+        let rejected = Self::enqueue(&held, scope) == Enqueued::Rejected;
         if let Some(confirms) = &mut self.confirms {
             confirms.last += 1;
             if rejected {
@@ -277,6 +277,38 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// Puts a message into its queues, or sends it back. `Rejected` if one of them did not take it.
+    fn enqueue(held: &Held, scope: &mut Scope<'_>) -> Enqueued {
+        let Held {
+            message,
+            queues,
+            mandatory,
+        } = held;
+        if queues.is_empty() && *mandatory {
+            Return {
+                reply_code: ReplyCode::NO_ROUTE,
+                reply_text: "NO_ROUTE",
+                exchange: &message.exchange,
+                routing_key: &message.routing_key,
+            }
+            .put(scope.out, scope.number);
+            put_content(
+                scope.out,
+                scope.number,
+                message.props().as_bytes(),
+                message.body(),
+                scope.max_payload,
+            );
+        }
+        let mut outcome = Enqueued::Taken;
+        for &id in queues.iter() {
+            if scope.vhost.enqueue(id, message, scope.now) == Enqueued::Rejected {
+                outcome = Enqueued::Rejected;
+            }
+        }
+        outcome
     }
 
     /// The properties as consumers see them where they differ: `reply_to` of direct reply-to, and no `BCC`.
@@ -308,12 +340,17 @@ impl Channel {
         Ok(Some(bytes))
     }
 
-    /// Whether publishings of it are answered.
+    /// Whether publishings of it are answered, or commits wait for the store.
     pub(super) fn owes_confirms(&self) -> bool {
-        self.confirms.is_some()
+        self.confirms.is_some() || !self.commits.is_empty()
     }
 
-    /// Answers the publishings of the input that has just been handled, or has them wait for the store.
+    /// Whether a commit waits for the store.
+    pub(super) fn awaits_store(&self) -> bool {
+        !self.commits.is_empty()
+    }
+
+    /// Answers the publishings of the input that has just been handled, and commits, or has them wait for the store.
     /// `true` if some wait.
     pub(super) fn flush_confirms(
         &mut self,
@@ -321,8 +358,17 @@ impl Channel {
         vhost: &mut Vhost,
         out: &mut Vec<u8>,
     ) -> bool {
+        while self
+            .commits
+            .front()
+            .is_some_and(|&mark| mark <= vhost.safe())
+        {
+            self.commits.pop_front();
+            let ok = tx::AMQPMethod::CommitOk(tx::CommitOk {});
+            cold::put(out, number, &ok.into_method());
+        }
         let Some(confirms) = &mut self.confirms else {
-            return false;
+            return !self.commits.is_empty();
         };
         let marked = confirms
             .waiting
@@ -372,6 +418,7 @@ impl Channel {
                 queue: consumer.queue,
                 entry,
                 consumer: Some(consumer.clone()),
+                settles_with_commit: false,
             };
             (self.unsettled.push(delivered), None)
         };
@@ -394,12 +441,7 @@ impl Channel {
     }
 
     pub(super) fn ack(&mut self, ack: Ack, scope: &mut Scope<'_>) -> Result<(), Fault> {
-        self.settle(
-            ack.delivery_tag,
-            ack.multiple,
-            scope,
-            |vhost, queue, entry| vhost.acked(queue, entry),
-        )
+        self.settle(ack.delivery_tag, ack.multiple, How::Ack, scope)
     }
 
     pub(super) fn nack(&mut self, nack: Nack, scope: &mut Scope<'_>) -> Result<(), Fault> {
@@ -417,25 +459,23 @@ impl Channel {
         requeue: bool,
         scope: &mut Scope<'_>,
     ) -> Result<(), Fault> {
-        self.settle(tag, multiple, scope, |vhost, queue, entry| {
-            if requeue {
-                vhost.requeue(queue, entry);
-            } else {
-                vhost.rejected(queue, entry);
-            }
-        })
+        let how = if requeue { How::Requeue } else { How::Drop };
+        self.settle(tag, multiple, how, scope)
     }
 
     fn settle(
         &mut self,
         tag: u64,
         multiple: bool,
+        how: How,
         scope: &mut Scope<'_>,
-        how: impl Fn(&mut Vhost, QueueId, Entry),
     ) -> Result<(), Fault> {
+        if self.transaction.is_some() {
+            return self.settle_with_commit(tag, multiple, how);
+        }
         if !multiple {
             let delivered = self.unsettled.take(tag).ok_or_else(|| unknown_tag(tag))?;
-            self.give_back(delivered, scope.vhost, &how);
+            self.give_back(delivered, scope.vhost, how);
             return Ok(());
         }
         if tag != 0 && self.unsettled.get_mut(tag).is_none() {
@@ -443,24 +483,108 @@ impl Channel {
         }
         let through = if tag == 0 { u64::MAX } else { tag };
         while let Some((_, delivered)) = self.unsettled.take_first_through(through) {
-            self.give_back(delivered, scope.vhost, &how);
+            self.give_back(delivered, scope.vhost, how);
         }
         Ok(())
     }
 
+    /// Notes what is settled in a transaction. The deliveries keep their places, for they may have to be settled again after a rollback.
+    fn settle_with_commit(&mut self, tag: u64, multiple: bool, how: How) -> Result<(), Fault> {
+        let Self {
+            unsettled,
+            transaction: Some(transaction),
+            ..
+        } = self
+        else {
+            return Ok(());
+        };
+        let is_open = |unsettled: &mut Slots<Delivered>, tag| {
+            let delivered = unsettled.get_mut(tag);
+            delivered.is_some_and(|delivered| !delivered.settles_with_commit)
+        };
+        if !(multiple && tag == 0 || is_open(unsettled, tag)) {
+            return Err(unknown_tag(tag));
+        }
+        let tags = match (multiple, unsettled.front()) {
+            (true, Some((first, _))) => {
+                let last = unsettled.next_tag() - 1;
+                let last = if tag == 0 { last } else { last.min(tag) };
+                let tags = first.max(transaction.settled_below)..=last;
+                transaction.settled_below = last + 1;
+                tags
+            }
+            (_, _) => tag..=tag,
+        };
+        for tag in tags {
+            if let Some(delivered) = unsettled.get_mut(tag)
+                && !delivered.settles_with_commit
+            {
+                delivered.settles_with_commit = true;
+                transaction.settle(tag, how)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, scope: &mut Scope<'_>) -> Result<(), Fault> {
+        let transaction = self.transaction.as_mut().ok_or_else(not_transactional)?;
+        let Transaction {
+            publishings,
+            settled,
+            ..
+        } = std::mem::take(transaction);
+        let mut outcome = Enqueued::Taken;
+        for held in &publishings {
+            if Self::enqueue(held, scope) == Enqueued::Rejected {
+                outcome = Enqueued::Rejected;
+            }
+        }
+        for (tag, how) in settled {
+            if let Some(delivered) = self.unsettled.take(tag) {
+                self.give_back(delivered, scope.vhost, how);
+            }
+        }
+        match outcome {
+            Enqueued::Taken => {}
+            Enqueued::Rejected => return Err(Fault::precondition("partial tx completion")),
+        }
+        let mark = scope.vhost.mark();
+        if self.commits.is_empty() && mark <= scope.vhost.safe() {
+            scope.put(tx::AMQPMethod::CommitOk(tx::CommitOk {}));
+        } else if self.commits.len() < COMMITS_MAX {
+            self.commits.push_back(mark);
+        } else {
+            return Err(Fault::precondition(format_args!(
+                "{COMMITS_MAX} commits wait for the store, wait for commit-ok"
+            )));
+        }
+        Ok(())
+    }
+
+    fn rollback(&mut self, scope: &mut Scope<'_>) -> Result<(), Fault> {
+        let transaction = self.transaction.as_mut().ok_or_else(not_transactional)?;
+        for (tag, _) in std::mem::take(transaction).settled {
+            if let Some(delivered) = self.unsettled.get_mut(tag) {
+                delivered.settles_with_commit = false;
+            }
+        }
+        scope.put(tx::AMQPMethod::RollbackOk(tx::RollbackOk {}));
+        Ok(())
+    }
+
     /// Ends one delivery `how`, and lets the queue know if somebody waits for the room that this makes.
-    fn give_back(
-        &mut self,
-        delivered: Delivered,
-        vhost: &mut Vhost,
-        how: &impl Fn(&mut Vhost, QueueId, Entry),
-    ) {
+    fn give_back(&mut self, delivered: Delivered, vhost: &mut Vhost, how: How) {
         let Delivered {
             queue,
             entry,
             consumer,
+            settles_with_commit: _,
         } = delivered;
-        how(vhost, queue, entry);
+        match how {
+            How::Ack => vhost.acked(queue, entry),
+            How::Requeue => vhost.requeue(queue, entry),
+            How::Drop => vhost.rejected(queue, entry),
+        }
         if let Some(consumer) = consumer {
             consumer.unsettled.update(|n| n - 1);
             self.pushed -= 1;
@@ -484,9 +608,7 @@ impl Channel {
         self.closing = true;
         // The messages go back first: an auto-delete queue may go with its last consumer.
         while let Some((_, delivered)) = self.unsettled.take_first_through(u64::MAX) {
-            self.give_back(delivered, vhost, &|vhost, queue, entry| {
-                vhost.requeue(queue, entry)
-            });
+            self.give_back(delivered, vhost, How::Requeue);
         }
         for consumer in std::mem::take(&mut self.consumers).into_values() {
             vhost.leave(&consumer, now);
@@ -510,6 +632,9 @@ impl Channel {
             Method::Basic(method) => self.basic(method, args, scope),
             Method::Queue(method) => self.queue(method, scope),
             Method::Exchange(method) => Self::exchange(method, scope),
+            Method::Confirm(confirm::AMQPMethod::Select(_)) if self.transaction.is_some() => {
+                Err(Fault::precondition("cannot switch from tx to confirm mode"))
+            }
             Method::Confirm(confirm::AMQPMethod::Select(select)) => {
                 self.confirms.get_or_insert_default();
                 if !select.nowait {
@@ -524,12 +649,13 @@ impl Channel {
             Method::Tx(tx::AMQPMethod::Select(_)) if self.confirms.is_some() => {
                 Err(Fault::precondition("cannot switch from confirm to tx mode"))
             }
-            Method::Tx(tx::AMQPMethod::Select(_)) => Err(Fault::not_implemented(
-                "transactions; use publisher confirms",
-            )),
-            Method::Tx(tx::AMQPMethod::Commit(_) | tx::AMQPMethod::Rollback(_)) => {
-                Err(Fault::precondition("channel is not transactional"))
+            Method::Tx(tx::AMQPMethod::Select(_)) => {
+                self.transaction.get_or_insert_default();
+                scope.put(tx::AMQPMethod::SelectOk(tx::SelectOk {}));
+                Ok(())
             }
+            Method::Tx(tx::AMQPMethod::Commit(_)) => self.commit(scope),
+            Method::Tx(tx::AMQPMethod::Rollback(_)) => self.rollback(scope),
             // Answers that only a server gives, and what the session has kept to itself.
             Method::Confirm(_)
             | Method::Access(_)
@@ -701,6 +827,7 @@ impl Channel {
                 queue,
                 entry,
                 consumer: None,
+                settles_with_commit: false,
             })
         };
         GetOk {
@@ -725,7 +852,22 @@ impl Channel {
         if !requeue {
             return Err(Fault::not_implemented("requeue=false"));
         }
-        self.refuse(0, true, true, scope)
+        // Not in a transaction's hands: what has been settled in one stays settled.
+        let Some(transaction) = &self.transaction else {
+            return self.refuse(0, true, true, scope);
+        };
+        let Some((first, _)) = self.unsettled.front() else {
+            return Ok(());
+        };
+        for tag in first.max(transaction.settled_below)..self.unsettled.next_tag() {
+            let delivered = self.unsettled.get_mut(tag);
+            if delivered.is_some_and(|delivered| !delivered.settles_with_commit)
+                && let Some(delivered) = self.unsettled.take(tag)
+            {
+                self.give_back(delivered, scope.vhost, How::Requeue);
+            }
+        }
+        Ok(())
     }
 
     fn queue(&mut self, method: queue::AMQPMethod, scope: &mut Scope<'_>) -> Result<(), Fault> {
@@ -994,6 +1136,10 @@ fn copies(props: Props<'_>) -> Result<Vec<&str>, Fault> {
         }
     }
     Ok(carbon_copies(props))
+}
+
+fn not_transactional() -> Fault {
+    Fault::precondition("channel is not transactional")
 }
 
 /// A consumer of this queue has room again.

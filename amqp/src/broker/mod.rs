@@ -37,6 +37,7 @@ mod queue;
 mod serve;
 mod session;
 pub mod store;
+mod transaction;
 mod vhost;
 
 /// What a broker allows.

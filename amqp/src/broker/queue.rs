@@ -64,7 +64,7 @@ impl Message {
         &self.content[..self.body_len]
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.content.capacity()
     }
 }

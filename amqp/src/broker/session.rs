@@ -485,7 +485,8 @@ impl Session {
             }
             Frame::Heartbeat => false,
         };
-        if published && !*confirming && channel.owes_confirms() {
+        // A commit waits for the store like a confirm.
+        if (published || channel.awaits_store()) && !*confirming && channel.owes_confirms() {
             *confirming = true;
             self.confirming.push(number);
         }

@@ -13,7 +13,7 @@ use super::window::Window;
 use crate::error::EncodeError;
 use crate::proto::event::ChannelKey;
 use crate::wire::cold::{
-    self, FieldTable, Method, basic, channel, confirm, exchange, queue, short,
+    self, FieldTable, Method, basic, channel, confirm, exchange, queue, short, tx,
 };
 use crate::wire::{TableBuf, Value};
 
@@ -407,7 +407,65 @@ impl Channel {
         self.publish_now(message, None).map(drop)
     }
 
-    /// Sends any method that has a reply, and answers with that: transactions, say.
+    /// Begins transactions on the channel, for good: what is published and settled from now on counts only with
+    /// [`tx_commit`](Self::tx_commit). [`Publisher`](super::Publisher)s are far cheaper, and safer: of a transaction over several queues, a server that
+    /// fails may have done a part.
+    ///
+    /// Not on the channel of a publisher. The channel is not recovered when its connection is lost.
+    ///
+    /// Cancellation point: yes. If dropped, they may have begun all the same.
+    ///
+    /// # Errors
+    /// [`Error::ChannelClosed`] (406) in confirm mode; those of all requests, as [`bind_queue`](Self::bind_queue).
+    pub async fn tx_select(&self) -> Result<(), Error> {
+        self.done(
+            "tx.select",
+            Method::Tx(tx::AMQPMethod::Select(tx::Select {})),
+        )
+        .await
+    }
+
+    /// Does what was published and settled since the last commit or rollback. Messages that are mandatory and that no queue takes come back before
+    /// it answers, as [events](super::ConnectionEvent::Returned).
+    ///
+    /// Cancellation point: yes. If dropped, or if the connection is lost, it may have been done all the same.
+    ///
+    /// # Errors
+    /// [`Error::ChannelClosed`] (406) without transactions, or if a queue did not take its message; those of all requests, as
+    /// [`bind_queue`](Self::bind_queue).
+    pub async fn tx_commit(&self) -> Result<(), Error> {
+        self.done(
+            "tx.commit",
+            Method::Tx(tx::AMQPMethod::Commit(tx::Commit {})),
+        )
+        .await
+    }
+
+    /// Forgets what was published since the last commit or rollback, and what was settled: those deliveries are the channel's again. They come
+    /// once more after [`recover`](Self::recover), or to others when the channel is closed.
+    ///
+    /// Cancellation point: yes. If dropped, it may have been done all the same.
+    ///
+    /// # Errors
+    /// [`Error::ChannelClosed`] (406) without transactions; those of all requests, as [`bind_queue`](Self::bind_queue).
+    pub async fn tx_rollback(&self) -> Result<(), Error> {
+        let rollback = tx::AMQPMethod::Rollback(tx::Rollback {});
+        self.done("tx.rollback", Method::Tx(rollback)).await
+    }
+
+    /// Asks the server to stop deliveries on this channel (`false`), or to go on. RabbitMQ and the embedded broker only know how to go on, and close the
+    /// connection otherwise (540): to stop deliveries, use a prefetch. What a server asks of us, publishing heeds by itself.
+    ///
+    /// Cancellation point: yes. If dropped, it may have been done all the same.
+    ///
+    /// # Errors
+    /// Those of all requests, as [`bind_queue`](Self::bind_queue).
+    pub async fn flow(&self, active: bool) -> Result<(), Error> {
+        let flow = channel::AMQPMethod::Flow(channel::Flow { active });
+        self.done("channel.flow", Method::Channel(flow)).await
+    }
+
+    /// Sends any method that has a reply, and answers with that.
     ///
     /// # Errors
     /// [`Error::NotARequest`] for methods with a function of their own, or `nowait`; those of all requests.

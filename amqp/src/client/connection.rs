@@ -21,6 +21,8 @@ use crate::proto::event::Down;
 use crate::proto::handshake::Tuned;
 use crate::proto::topology::Step;
 use crate::uri::Uri;
+use crate::wire::Method;
+use crate::wire::cold::connection;
 
 /// How long a connection whose last handle was dropped may take to close.
 const LINGER: Duration = Duration::from_secs(5);
@@ -118,6 +120,32 @@ impl Connection {
     pub async fn publisher(&self, options: PublisherOptions) -> Result<Publisher, Error> {
         let channel = Channel::open(&self.inner, Some(options)).await?;
         Ok(Publisher::new(channel))
+    }
+
+    /// Shows the server another secret, a token say, before the one it has expires. It is used from now on, also to connect again.
+    ///
+    /// Servers that check passwords alone take note of any.
+    ///
+    /// Cancellation point: yes. If dropped, the secret counts all the same.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if the reason is longer than 255 bytes; [`Error::Timeout`], [`Error::Unanswered`], [`Error::Lost`] with what a server
+    /// that refuses it has to say, [`Error::Closed`], [`Error::Interrupted`].
+    pub async fn update_secret(&self, secret: &str, reason: &str) -> Result<(), Error> {
+        let shared = &self.inner.shared;
+        shared.check_open()?;
+        let reason = crate::wire::cold::short("reason", reason)?;
+        shared.secret.replace(Some(secret.to_owned()));
+        shared.recovered(|| shared.is_recovering()).await?;
+        let (nobody, request) =
+            shared.with_core(|core| core.update_secret(secret, reason.as_str()))?;
+        let updating = shared.request("connection.update-secret", nobody, |_| Ok(request))?;
+        updating
+            .method(|method| match method {
+                Method::Connection(connection::AMQPMethod::UpdateSecretOk(_)) => Some(()),
+                _ => None,
+            })
+            .await
     }
 
     /// What happens to the connection from now on.

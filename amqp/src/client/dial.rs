@@ -9,6 +9,7 @@ use kernel::{Interrupt, ignore_after};
 use super::Options;
 use super::driver::{Input, Pipe};
 use super::error::Error;
+use super::tls::security;
 use super::transport::Transport;
 use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
@@ -38,6 +39,20 @@ pub(super) enum Dialer {
 }
 
 impl Dialer {
+    /// Uses another password, or what stands for one.
+    pub(super) fn set_secret(&mut self, secret: String) {
+        match self {
+            Self::Address(uri) => match &mut uri.auth {
+                Auth::Password { password, .. }
+                | Auth::Plain { password, .. }
+                | Auth::AmqPlain { password, .. } => *password = secret,
+                Auth::External => {}
+            },
+            #[cfg(test)]
+            Self::Script(_) => {}
+        }
+    }
+
     pub(super) async fn dial(&mut self, options: &Options) -> Result<Link, Error> {
         match self {
             Self::Address(uri) => dial(uri, options).await,
@@ -62,9 +77,7 @@ impl Dialer {
 
 /// Tries hosts in random order, so that clients spread, and all addresses of each.
 async fn dial(uri: &Uri, options: &Options) -> Result<Link, Error> {
-    if uri.tls {
-        return Err(Error::NoTls);
-    }
+    let security = security(uri, options)?;
     let timeout = uri.connection_timeout.unwrap_or(options.connect_timeout);
     let mut tried = Vec::new();
     for host in shuffled(&uri.hosts) {
@@ -94,7 +107,7 @@ async fn dial(uri: &Uri, options: &Options) -> Result<Link, Error> {
                 format!("{host} ({peer})")
             };
             let attempt = async {
-                let transport = Transport::connect(uri, host, peer).await?;
+                let transport = Transport::connect(uri, host, peer, security.as_ref()).await?;
                 shake_hands(transport, config(uri, options), server.clone()).await
             };
             match ignore_after(timeout, attempt).await {
@@ -208,7 +221,9 @@ fn refused(server: String, uri: &Uri, down: Down) -> Error {
     match down {
         Down::ClosedByPeer(reason) if reason.code == ReplyCode::ACCESS_REFUSED => {
             let user = match &uri.auth {
-                Auth::Plain { user, .. } | Auth::AmqPlain { user, .. } => user.clone(),
+                Auth::Password { user, .. }
+                | Auth::Plain { user, .. }
+                | Auth::AmqPlain { user, .. } => user.clone(),
                 Auth::External => "of the certificate".to_owned(),
             };
             Error::LoginRefused {

@@ -170,6 +170,9 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
             let wants_read = shared.overfull.get() == 0;
             let mut write = pin!(transport.write(outgoing.rest()));
             let mut read = pin!(transport.read(input.space()));
+            // Ciphertext that the system has not taken leaves with the next read or write. Where there is neither, it has to be seen to.
+            let wants_flush = !wants_write && !wants_read;
+            let mut flush = pin!(wants_flush.then(|| transport.flush()));
             let mut nudge = pin!(shared.nudge.wait());
             std::future::poll_fn(|cx| {
                 if wants_write && let Poll::Ready(wrote) = write.as_mut().poll(cx) {
@@ -177,6 +180,14 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
                 }
                 if wants_read && let Poll::Ready(read) = read.as_mut().poll(cx) {
                     return Poll::Ready(Woke::Read(read));
+                }
+                if let Some(flushing) = flush.as_mut().as_pin_mut()
+                    && let Poll::Ready(flushed) = flushing.poll(cx)
+                {
+                    flush.set(None);
+                    if let Err(error) = flushed {
+                        return Poll::Ready(Woke::Wrote(Err(error)));
+                    }
                 }
                 if let Some(timer) = timer.as_mut().as_pin_mut()
                     && let Poll::Ready(time) = timer.poll(cx)
@@ -249,6 +260,11 @@ async fn last_words(transport: &Transport, outgoing: &mut Outgoing, shared: &Sha
     loop {
         outgoing.fill(shared);
         if outgoing.rest().is_empty() {
+            let mut goodbye = pin!(transport.say_goodbye());
+            let said = std::future::poll_fn(|cx| Poll::Ready(goodbye.as_mut().poll(cx))).await;
+            if let Poll::Ready(Err(error)) = said {
+                log::debug!("the end of the connection was not said: {error}");
+            }
             return;
         }
         let wrote = {

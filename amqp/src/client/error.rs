@@ -22,8 +22,13 @@ pub enum Error {
     #[error("bad AMQP address: {0}")]
     Address(#[from] UriError),
     /// `amqps://` needs a client with TLS.
-    #[error("amqps:// is not supported by this build of the client; use amqp://")]
+    #[error(
+        "amqps:// needs TLS, which this program was built without; build it with the feature `tls` of sweepea-amqp, or use amqp://"
+    )]
     NoTls,
+    /// The files that `amqps://` needs cannot be used. They are read again for each attempt to recover.
+    #[error("cannot prepare TLS: {0}")]
+    Certificates(String),
     /// No server answered; which were tried, and what became of each.
     #[error("cannot connect to {to}: {}", tried.join("; "))]
     Connect {
@@ -197,6 +202,7 @@ impl Error {
             | Self::Unconfirmed(Lost::ConnectionDown(_)) => true,
             Self::Address(_)
             | Self::NoTls
+            | Self::Certificates(_)
             | Self::Connect { .. }
             | Self::LoginRefused { .. }
             | Self::VirtualHost { .. }

@@ -39,6 +39,15 @@
 //! Three things a user has to know: a message may come twice; a queue whose name the server chooses has another one afterwards
 //! ([`Consumer::queue`], [`ConnectionEvent::Recovered`]); and what was published without confirms may be lost.
 //!
+//! # TLS, and who we are
+//!
+//! `amqps://` needs the feature `tls`. The server's certificate must be signed by one of the system's authorities, or of those in a file, and be for the name in the
+//! address: `amqps://mq.example/?cacertfile=/etc/our-ca.pem`, with `certfile` and `keyfile` for servers that ask for one of ours.
+//! [`Uri`](crate::uri::Uri) has all options; `Options::tls` takes a configuration in place of files.
+//!
+//! A user and a password log in by PLAIN or AMQPLAIN, whichever the server offers. `auth_mechanism=EXTERNAL` has the certificate say who we are.
+//! [`Connection::update_secret`] renews a token that expires.
+//!
 //! # What holds
 //!
 //! - Whoever waits is told when the connection or the channel is lost for good, at once and with the reason: requests, confirms, consumers,
@@ -65,6 +74,7 @@ mod request;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transport;
 mod window;
 
@@ -73,6 +83,8 @@ pub use connection::{Closed, Connection, ConnectionEvent, Events, connect, conne
 pub use consumer::{Cap, Consume, Consumer, Delivery, Settled};
 pub use error::{Busy, Error, Returned};
 pub use publisher::{Confirm, Message, MessageProps, Publisher, PublisherOptions};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 
 use std::time::Duration;
 
@@ -100,6 +112,10 @@ pub struct Options {
     pub ack_timeout: Option<Duration>,
     /// How a connection that is lost is made again; `None` if it is not, and everything ends with it.
     pub recovery: Option<Recovery>,
+    /// For `amqps://`: whom to trust and what to show, in place of the files that the address names. The name that the server's certificate must
+    /// be for is the address's all the same.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Tls>,
 }
 
 /// How a connection that is lost is made again.
@@ -139,6 +155,8 @@ impl Default for Options {
             write_stall: Duration::from_secs(30),
             ack_timeout: Some(Duration::from_secs(30 * 60)),
             recovery: Some(Recovery::default()),
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }

@@ -83,6 +83,9 @@ async fn dial_again(shared: &Shared, dialer: &mut Dialer) -> Option<Pipe> {
         shared.log(&ConnectionEvent::Recovering { attempt, wait });
         let dialed = async {
             kernel::sleep(wait).await?;
+            if let Some(secret) = shared.secret.take() {
+                dialer.set_secret(secret);
+            }
             dialer.dial(&shared.options).await
         };
         match or_closed(shared, dialed).await? {

@@ -69,6 +69,8 @@ pub(super) struct Shared {
     pub(super) left_unconfirmed: Cell<usize>,
     /// For properties that are given unencoded.
     scratch: RefCell<Vec<u8>>,
+    /// What has taken the place of the address's password.
+    pub(super) secret: RefCell<Option<String>>,
     pub(super) options: Options,
 }
 
@@ -116,6 +118,7 @@ impl Shared {
             closing: Cell::new(Closing::No),
             left_unconfirmed: Cell::new(0),
             scratch: RefCell::default(),
+            secret: RefCell::default(),
             options,
         })
     }

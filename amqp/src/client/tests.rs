@@ -632,3 +632,13 @@ pub(super) async fn futures_join<A: Future, B: Future>(a: A, b: B) -> (A::Output
     .await;
     (first.expect("ready"), second.expect("ready"))
 }
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn amqps_without_tls_says_what_to_do() {
+    let error = kernel::run(super::connect("amqps://localhost", Options::default()));
+    assert_eq!(
+        error.unwrap().unwrap_err().to_string(),
+        "amqps:// needs TLS, which this program was built without; build it with the feature `tls` of sweepea-amqp, or use amqp://"
+    );
+}

@@ -17,7 +17,7 @@
 //! `connection.close` and not waited for.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ pub struct Connection {
     pub(super) free: BinaryHeap<Reverse<u16>>,
     /// Channels with acks that wait for the flush.
     pub(super) with_acks: Vec<u16>,
+    /// Requests for a new secret, in their order: by number, and whether somebody still waits.
+    pub(super) secrets: VecDeque<(u64, bool)>,
     pub(super) next_generation: u64,
     pub(super) next_request: u64,
     pub(super) next_consumer: u64,
@@ -82,6 +84,7 @@ impl Connection {
             channels: vec![None],
             free: BinaryHeap::new(),
             with_acks: Vec::new(),
+            secrets: VecDeque::new(),
             next_generation: u64::from(epoch) << 32,
             next_request: u64::from(epoch) << 32,
             next_consumer: u64::from(epoch) << 32,
@@ -281,6 +284,34 @@ impl Connection {
         Ok(())
     }
 
+    /// Shows the server another secret, before the one we have expires. The reply is `connection.update-secret-ok`; a server that does
+    /// not like it closes the connection.
+    ///
+    /// # Errors
+    /// [`Refused::NotOpen`]; [`Refused::Encode`] if the reason is longer than 255 bytes.
+    pub fn update_secret(
+        &mut self,
+        secret: &str,
+        reason: &str,
+    ) -> Result<(ChannelKey, ReqId), Refused> {
+        self.must_be_open()?;
+        let update = connection::UpdateSecret {
+            new_secret: secret.into(),
+            reason: cold::short("reason", reason)?,
+        };
+        let update = Method::Connection(connection::AMQPMethod::UpdateSecret(update));
+        cold::put(self.out.lane(0), 0, &update);
+        let n = self.next_request;
+        self.next_request += 1;
+        self.secrets.push_back((n, true));
+        // No channel has this number.
+        let nobody = ChannelKey {
+            id: 0,
+            generation: u64::MAX,
+        };
+        Ok((nobody, ReqId { channel: 0, n }))
+    }
+
     /// Opens a channel with the lowest free number. It can be used at once; the reply to the request is `channel.open-ok`.
     ///
     /// # Errors
@@ -348,6 +379,11 @@ impl Connection {
             }
             Method::Basic(basic::AMQPMethod::Get(get)) => Purpose::Get { no_ack: get.no_ack },
             Method::Basic(basic::AMQPMethod::Recover(_)) => Purpose::Recover,
+            Method::Tx(_) => {
+                // Acks given before belong to this transaction.
+                self.flush_acks();
+                Purpose::Other
+            }
             _ => Purpose::Other,
         };
         let request = self.ask(key, method, purpose)?;
@@ -424,6 +460,9 @@ impl Connection {
     /// Nobody waits for this reply any more. It is consumed in its turn without an event, and undone where it matters: a
     /// consumer is cancelled and its deliveries go back, a message that was got goes back, a channel is closed.
     pub fn abandon(&mut self, id: ReqId) {
+        if let Some((_, waits)) = self.secrets.iter_mut().find(|(n, _)| *n == id.n) {
+            *waits = false;
+        }
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.channel))
             && let Some(waiter) = channel.waiters.iter_mut().find(|w| w.n == id.n)
         {
@@ -612,6 +651,13 @@ impl Connection {
         let lost = Lost::ConnectionDown(down);
         for mut channel in channels.into_iter().flatten() {
             channel.fail(&lost, sink);
+        }
+        for (n, waits) in std::mem::take(&mut self.secrets) {
+            if waits {
+                let id = ReqId { channel: 0, n };
+                let result = Err(&lost);
+                sink(Event::Reply { id, result });
+            }
         }
         if let Lost::ConnectionDown(down) = &lost {
             sink(Event::Down(down));

@@ -89,6 +89,13 @@ pub fn negotiate(client: Limits, server: Tuned) -> Tuned {
 /// How to prove who we are. Secrets stay out of `Debug`.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Auth {
+    /// Name and password, by whichever mechanism for them the server offers: PLAIN if it does, else AMQPLAIN.
+    Password {
+        /// The user.
+        user: String,
+        /// The password.
+        password: String,
+    },
     /// SASL PLAIN: name and password.
     Plain {
         /// The user.
@@ -108,20 +115,41 @@ pub enum Auth {
 }
 
 impl Auth {
-    /// The name the server lists it under.
-    pub fn mechanism(&self) -> &'static str {
+    /// The mechanisms that will do, as servers list them, the best first.
+    pub fn mechanisms(&self) -> &'static [&'static str] {
         match self {
-            Self::Plain { .. } => "PLAIN",
-            Self::AmqPlain { .. } => "AMQPLAIN",
-            Self::External => "EXTERNAL",
+            Self::Password { .. } => &["PLAIN", "AMQPLAIN"],
+            Self::Plain { .. } => &["PLAIN"],
+            Self::AmqPlain { .. } => &["AMQPLAIN"],
+            Self::External => &["EXTERNAL"],
         }
     }
 
-    /// The bytes of `start-ok`'s response.
-    pub fn response(&self) -> Vec<u8> {
+    /// The mechanism for a server that offers these, separated by blanks, and the bytes of `start-ok`'s response.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Mechanism`].
+    pub fn answer(&self, offered: &str) -> Result<(&'static str, Vec<u8>), HandshakeError> {
+        let is_offered = |ours: &&&str| offered.split(' ').any(|theirs| theirs == **ours);
+        let Some(mechanism) = self.mechanisms().iter().find(is_offered) else {
+            return Err(HandshakeError::Mechanism {
+                ours: self.mechanisms().join(" or "),
+                theirs: offered.to_owned(),
+            });
+        };
+        Ok((mechanism, self.response(mechanism)))
+    }
+
+    fn response(&self, mechanism: &str) -> Vec<u8> {
         match self {
-            Self::Plain { user, password } => format!("\0{user}\0{password}").into_bytes(),
-            Self::AmqPlain { user, password } => {
+            Self::Password { user, password } | Self::Plain { user, password }
+                if mechanism == "PLAIN" =>
+            {
+                format!("\0{user}\0{password}").into_bytes()
+            }
+            Self::Password { user, password }
+            | Self::Plain { user, password }
+            | Self::AmqPlain { user, password } => {
                 let mut table = TableBuf::new();
                 table
                     .insert("LOGIN", user.as_str())
@@ -137,8 +165,11 @@ impl Auth {
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Plain { user, .. } | Self::AmqPlain { user, .. } => {
-                write!(f, "{}({user:?}, password hidden)", self.mechanism())
+            Self::Password { user, .. }
+            | Self::Plain { user, .. }
+            | Self::AmqPlain { user, .. } => {
+                let mechanisms = self.mechanisms().join(" or ");
+                write!(f, "{mechanisms}({user:?}, password hidden)")
             }
             Self::External => f.write_str("EXTERNAL"),
         }
@@ -152,16 +183,18 @@ pub enum HandshakeError {
     #[error("the server does not speak AMQP 0-9-1, it offers {0}")]
     Version(String),
     /// No common mechanism.
-    #[error("the server does not offer the mechanism {ours}, it has: {theirs}")]
+    #[error(
+        "the server does not offer the mechanism {ours}, it has: {theirs}; name one of those with auth_mechanism"
+    )]
     Mechanism {
         /// What we wanted.
-        ours: &'static str,
+        ours: String,
         /// What it lists.
         theirs: String,
     },
     /// It asks a second question, which none of our mechanisms has.
     #[error("the server sent a challenge, which {0} does not have")]
-    Challenge(&'static str),
+    Challenge(String),
     /// The virtual host cannot be put on the wire.
     #[error(transparent)]
     VirtualHost(#[from] EncodeError),
@@ -240,15 +273,11 @@ impl Client {
                     let theirs = format!("{}-{}", start.version_major, start.version_minor);
                     return Err(HandshakeError::Version(theirs));
                 }
-                let ours = config.auth.mechanism();
-                let theirs = start.mechanisms.to_string();
-                if !theirs.split(' ').any(|name| name == ours) {
-                    return Err(HandshakeError::Mechanism { ours, theirs });
-                }
+                let (mechanism, response) = config.auth.answer(&start.mechanisms.to_string())?;
                 let answer = connection::StartOk {
                     client_properties: client_properties(&config.name)?,
-                    mechanism: cold::short_text(ours),
-                    response: LongString::from(config.auth.response()),
+                    mechanism: cold::short_text(mechanism),
+                    response: LongString::from(response),
                     locale: cold::short_text("en_US"),
                 };
                 cold::put(out, 0, &Method::Connection(M::StartOk(answer)));
@@ -283,9 +312,9 @@ impl Client {
             (ClientState::AwaitOpenOk(tuned), Method::Connection(M::OpenOk(_))) => {
                 Ok(ClientStep::Open(tuned))
             }
-            (ClientState::AwaitTune, Method::Connection(M::Secure(_))) => {
-                Err(HandshakeError::Challenge(config.auth.mechanism()))
-            }
+            (ClientState::AwaitTune, Method::Connection(M::Secure(_))) => Err(
+                HandshakeError::Challenge(config.auth.mechanisms().join(" or ")),
+            ),
             (_, method) => Err(out_of_turn(&method).into()),
         }
     }
@@ -659,7 +688,41 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the server does not offer the mechanism EXTERNAL, it has: PLAIN AMQPLAIN"
+            "the server does not offer the mechanism EXTERNAL, it has: PLAIN AMQPLAIN; name one of those with auth_mechanism"
         );
+    }
+
+    /// Accepts: feature/auth
+    #[test]
+    fn the_answer_is_the_best_mechanism_that_the_server_offers() {
+        let (user, password) = ("olive".to_owned(), "p\u{e4}ss".to_owned());
+        let (u, p) = (user.clone(), password.clone());
+        let any = Auth::Password { user, password };
+        let (user, password) = (u.clone(), p.clone());
+        let plain = Auth::Plain { user, password };
+        let (user, password) = (u, p);
+        let amqplain = Auth::AmqPlain { user, password };
+        let external = Auth::External;
+
+        let plain_bytes = "\0olive\0p\u{e4}ss".as_bytes();
+        let table_bytes = "\x05LOGINS\0\0\0\x05olive\x08PASSWORDS\0\0\0\x05p\u{e4}ss".as_bytes();
+        for (auth, offered, mechanism, response) in [
+            (&any, "AMQPLAIN PLAIN", "PLAIN", plain_bytes),
+            (&any, "EXTERNAL AMQPLAIN", "AMQPLAIN", table_bytes),
+            (&plain, "AMQPLAIN PLAIN", "PLAIN", plain_bytes),
+            (&amqplain, "PLAIN AMQPLAIN", "AMQPLAIN", table_bytes),
+            (&external, "PLAIN EXTERNAL", "EXTERNAL", b""),
+        ] {
+            let answer = auth.answer(offered);
+            assert_eq!(answer, Ok((mechanism, response.to_vec())), "{auth:?}");
+        }
+        // A name that only begins alike is another mechanism.
+        let error = any.answer("XPLAIN PLAIN2 EXTERNAL").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the server does not offer the mechanism PLAIN or AMQPLAIN, it has: XPLAIN PLAIN2 EXTERNAL; name one of those with auth_mechanism"
+        );
+        assert!(plain.answer("AMQPLAIN").is_err());
+        assert!(!format!("{any:?} {amqplain:?}").contains("p\u{e4}ss"));
     }
 }

@@ -462,6 +462,14 @@ impl Connection {
                         sink(Event::Unblocked);
                         Ok(())
                     }
+                    Method::Connection(M::UpdateSecretOk(_)) if !self.secrets.is_empty() => {
+                        if let Some((n, true)) = self.secrets.pop_front() {
+                            let id = ReqId { channel: 0, n };
+                            let result = Ok(method);
+                            sink(Event::Reply { id, result });
+                        }
+                        Ok(())
+                    }
                     method => {
                         let (class, id) = (method.get_amqp_class_id(), method.get_amqp_method_id());
                         let detail = "unexpected method in connection state running";

@@ -1520,3 +1520,42 @@ fn a_consumer_that_is_abandoned_early_is_cancelled_once_it_has_started() {
     rig.conn.abandon_consumer(key, consumer);
     assert_eq!(rig.sent(), [""; 0], "cancelled once");
 }
+
+/// Accepts: feature/update-secret
+#[test]
+fn a_new_secret_has_its_answer_or_the_connections_end() {
+    let mut rig = Rig::up();
+    let ok = Method::Connection(connection::AMQPMethod::UpdateSecretOk(
+        connection::UpdateSecretOk {},
+    ));
+    let (_, one) = rig.conn.update_secret("s3cret", "expires").unwrap();
+    let (_, two) = rig.conn.update_secret("again", "").unwrap();
+    let (_, three) = rig.conn.update_secret("and again", "").unwrap();
+    rig.conn.abandon(two);
+    assert_eq!(rig.sent(), ["0 10.70", "0 10.70", "0 10.70"]);
+    for answered in [Some(one), None] {
+        cold::put(&mut rig.server, 0, &ok);
+        let bytes = std::mem::take(&mut rig.server);
+        let mut replied = None;
+        rig.conn.feed(&bytes, rig.now, &mut |event| match event {
+            Event::Reply { id, result } => {
+                assert_eq!(result, Ok(ok.clone()));
+                assert_eq!(replied.replace(id), None);
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(replied, answered);
+    }
+    let mut failed = Vec::new();
+    rig.conn.stream_ended(None, &mut |event| match event {
+        Event::Reply { id, result } => failed.push((id, result.is_err())),
+        Event::Down(_) => assert_eq!(failed, [(three, true)]),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(failed.len(), 1);
+    // An answer that nobody asked for is a fault, as ever.
+    let mut rig = Rig::up();
+    cold::put(&mut rig.server, 0, &ok);
+    let seen = rig.deliver();
+    assert!(seen[0].contains("CHANNEL_ERROR"), "{seen:?}");
+}

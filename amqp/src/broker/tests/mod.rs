@@ -6,3 +6,4 @@ mod model;
 mod resources;
 mod rig;
 mod serve;
+mod transactions;

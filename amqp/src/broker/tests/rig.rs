@@ -6,7 +6,7 @@ use crate::broker::store::Store;
 use crate::broker::{Broker, Config, QueueStatus, SessionId};
 use crate::proto::content::Assembly;
 use crate::wire::cold::{
-    self, LongString, Method, basic, channel, confirm, connection, exchange, queue,
+    self, LongString, Method, basic, channel, confirm, connection, exchange, queue, tx,
 };
 use crate::wire::{
     Ack, AnyMethod, ContentHeader, Frame, Nack, PROTOCOL_HEADER, Properties, PropsBuf, Publish,
@@ -593,6 +593,12 @@ fn describe(method: Method) -> String {
             other => panic!("{other:?}"),
         },
         Method::Confirm(confirm::AMQPMethod::SelectOk(_)) => "select-ok".into(),
+        Method::Tx(method) => match method {
+            tx::AMQPMethod::SelectOk(_) => "select-ok".into(),
+            tx::AMQPMethod::CommitOk(_) => "commit-ok".into(),
+            tx::AMQPMethod::RollbackOk(_) => "rollback-ok".into(),
+            other => panic!("{other:?}"),
+        },
         other => panic!("{other:?}"),
     }
 }
