@@ -87,7 +87,8 @@ fn bytes_are_copied_split_buffered_and_closed_by_the_tools_of_futures() {
         };
         let mut back = Vec::new();
         let (sending, receiving) = join(sending, reader.read_to_end(&mut back)).await;
-        (sending?, receiving?);
+        sending?;
+        receiving?;
         assert!(back == sent);
         assert_eq!(echo.join().await??, MUCH as u64);
 
@@ -505,7 +506,8 @@ fn a_connection_of_hypers_ends_half_way() {
             client::conn::http1::handshake::<_, Body>(server.connect()?).await?;
         let connection = spawn(connection);
         text(sender.send_request(get("/")).await?).await?;
-        server.ends.borrow()[0].cancel().await?;
+        let cancelled = server.ends.borrow()[0].cancel();
+        cancelled.await?;
         server.end(0).await?;
         connection.join().await??;
 

@@ -266,7 +266,9 @@ fn waiting_at_a_condition_without_the_lock_is_refused() {
         assert!(!guard.is_held() && !lock.is_locked());
         let refused = |panic: Box<dyn std::any::Any + Send>| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap();
+            let text = text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap();
             assert!(text.contains("the lock of this guard was let go"), "{text}");
         };
         let wait = AssertUnwindSafe(async { condition.wait(&mut guard).await });

@@ -7,6 +7,9 @@
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
+//! | [`network`] | our own client on networks that are slow, silent, cut or lie |
+//! | [`nodes`] | RabbitMQ nodes of the test's own: a cluster, restarts, alarms; `tests/run` runs it apart |
+//! | [`endurance`] | what many messages and connections leave behind |
 //! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
@@ -24,6 +27,7 @@ mod broker;
 mod client;
 mod delivery;
 mod demo;
+mod endurance;
 mod faults;
 mod kernel_budget;
 mod kernel_core;
@@ -42,6 +46,9 @@ mod kernel_sync;
 mod kernel_tls;
 mod kernel_universal;
 mod kernel_user;
+mod ledger;
+mod network;
+mod nodes;
 mod recovery;
 mod replies;
 mod seed;

@@ -64,6 +64,18 @@ impl Broker {
         url("wrong", self.address)
     }
 
+    /// The process of an embedded broker.
+    pub fn process_id(&self) -> Option<u32> {
+        self.embedded.as_ref().map(Process::id)
+    }
+
+    /// Panics that an embedded broker has told of; RabbitMQ's troubles are its own.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut said = self.embedded.as_ref().map_or_else(Vec::new, Process::lines);
+        said.retain(|line| line.contains("panicked"));
+        said
+    }
+
     /// Kills an embedded broker with all it holds.
     ///
     /// # Panics

@@ -14,11 +14,16 @@ pub struct Deadline(Instant);
 
 impl Default for Deadline {
     fn default() -> Self {
-        Self(Instant::now() + PATIENCE)
+        Self::after(PATIENCE)
     }
 }
 
 impl Deadline {
+    /// For what may take longer than others.
+    pub fn after(patience: Duration) -> Self {
+        Self(Instant::now() + patience)
+    }
+
     /// What is left of it; `None` once it has passed.
     pub fn left(&self) -> Option<Duration> {
         let left = self.0.saturating_duration_since(Instant::now());
@@ -28,7 +33,7 @@ impl Deadline {
     /// Waits until the file descriptor is readable (a connection to accept, bytes, an exit on a pidfd). False: too late.
     pub fn wait_readable(&self, fd: impl AsFd) -> bool {
         while let Some(left) = self.left() {
-            let timeout = Timespec::try_from(left).expect("a minute fits into a timespec");
+            let timeout = Timespec::try_from(left).expect("minutes fit into a timespec");
             let mut fds = [PollFd::new(&fd, PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}

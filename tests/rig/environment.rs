@@ -24,6 +24,13 @@ pub(crate) fn broker() -> String {
         .expect("the broker's URL is UTF-8")
 }
 
+/// The folder of `rabbitmq-server` and its tools; Debian's, unless told otherwise.
+pub(crate) fn rabbitmq() -> PathBuf {
+    env::var_os("SWEEPEA_RABBITMQ_SBIN")
+        .unwrap_or_else(|| "/usr/lib/rabbitmq/bin".into())
+        .into()
+}
+
 #[track_caller]
 fn told(name: &str) -> OsString {
     env::var_os(name)

@@ -16,6 +16,7 @@ mod olive;
 mod process;
 mod proxy;
 mod python;
+mod rabbit;
 
 pub use broker::Broker;
 pub use deadline::{Deadline, PATIENCE};
@@ -25,3 +26,4 @@ pub use olive::Olive;
 pub use process::{Ended, Process, Signal, wait_until_gone};
 pub use proxy::{Direction, Proxy};
 pub use python::{modules, script};
+pub use rabbit::Rabbit;

@@ -95,7 +95,12 @@ impl Process {
     /// Waits until `count` lines of its output contain `text` and returns them.
     #[track_caller]
     pub fn wait_for_lines(&self, text: &str, count: usize) -> Vec<String> {
-        let deadline = Deadline::default();
+        self.wait_for_lines_by(text, count, Deadline::default())
+    }
+
+    /// The same for what may take longer.
+    #[track_caller]
+    pub fn wait_for_lines_by(&self, text: &str, count: usize, deadline: Deadline) -> Vec<String> {
         let mut said = self
             .output
             .said
@@ -151,8 +156,13 @@ impl Process {
 
     /// Waits until it has ended by itself and its output is complete.
     #[track_caller]
-    pub fn ended(mut self) -> Ended {
-        let deadline = Deadline::default();
+    pub fn ended(self) -> Ended {
+        self.ended_by(Deadline::default())
+    }
+
+    /// The same for what may take longer.
+    #[track_caller]
+    pub fn ended_by(mut self, deadline: Deadline) -> Ended {
         assert!(
             exit_seen(self.pid(), &deadline),
             "{} does not end",

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
-PARTS = ("lint", "unit", "embedded", "rabbitmq")
+PARTS = ("lint", "unit", "embedded", "rabbitmq", "nodes")
 # What is worth a run now and then, but needs long or flags that are not stable.
 EXTRAS = ("sanitizers",)
 # Every cargo call that runs tests selects this, so that all of them agree on features and nothing is built twice.
@@ -447,28 +447,35 @@ def run_parts(run, parts, filters, node):
         lint(run)
     if "sanitizers" in parts:
         sanitizers(run, filters)
-    if not {"unit", "embedded", "rabbitmq"} & parts:
+    if not {"unit", "embedded", "rabbitmq", "nodes"} & parts:
         return
     # Everything at once, because the tests' own dependencies change the features that olive's are built with.
     if not run.step("build", ["cargo", "build", *TESTED, "--bins", "--tests", *LOCKED]):
         return
+    debug = Path(cargo["target_directory"], "debug")
     if "unit" in parts:
         unit(run, cargo, filters)
+        if not filters:
+            run.step("fuzz", [str(debug / "fuzz"), "--seconds", "20"])
+    # No broker is under test there: they start RabbitMQ nodes of their own.
+    if "nodes" in parts:
+        integration(run, "nodes", {}, [*(filters or ["nodes::"]), "--test-threads", "2"])
     if not {"embedded", "rabbitmq"} & parts:
         return
+    shared = ["--skip", "nodes::"]
     env = {
-        "SWEEPEA_TEST_OLIVE": str(Path(cargo["target_directory"], "debug", "olive")),
+        "SWEEPEA_TEST_OLIVE": str(debug / "olive"),
         "SWEEPEA_TEST_PYTHON": python,
     }
     if "embedded" in parts:
         # What our own broker does not have: TLS, EXTERNAL.
         others = ["--skip", "rabbitmq_only"]
-        integration(run, "embedded broker", env | {"SWEEPEA_TEST_BROKER": "embedded"}, [*filters, *others])
+        integration(run, "embedded broker", env | {"SWEEPEA_TEST_BROKER": "embedded"}, [*filters, *others, *shared])
     if "rabbitmq" in parts:
         told = run.timed("start RabbitMQ", node.start)
         # The kernel's tests need no broker and the demo has its own; the run against the embedded one has had them.
         once = ["--skip", "kernel_", "--skip", "demo::"]
-        integration(run, "RabbitMQ", env | told, [*filters, *once])
+        integration(run, "RabbitMQ", env | told, [*filters, *once, *shared])
 
 
 LOCKED = ["--locked"] if os.environ.get("CI") else []
@@ -481,11 +488,11 @@ def main():
         epilog="examples:  tests/run    tests/run --only unit    tests/run --only embedded seed::",
     )
     options.add_argument("--only", action="append", choices=PARTS + EXTRAS, help="run this part alone; may be given more than once")
-    options.add_argument("filter", nargs="*", help="run only tests whose name contains one of these (no lints then)")
+    options.add_argument("filter", nargs="*", help="run only tests whose name contains one of these (no lints and no nodes then)")
     given = options.parse_args()
     parts = set(given.only or PARTS)
     if given.filter and not given.only:
-        parts.discard("lint")
+        parts -= {"lint", "nodes"}
 
     def stop(number, _frame):
         raise Stopped(number)

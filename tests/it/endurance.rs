@@ -1,0 +1,188 @@
+//! What many messages and many connections leave behind, in our client and in the broker: no descriptor, and no memory that grows with them.
+//!
+//! Memory and descriptors belong to the process, so each scene has one to itself.
+
+use std::future::Future;
+use std::process::Command;
+use std::time::Duration;
+use std::{env, fs};
+
+use amqp::client::{self, ConnectionEvent, Error, Message, Options, PublisherOptions, Recovery};
+use kernel::{spawn, timeout_after};
+use rig::{Broker, Deadline, PATIENCE, Process, Proxy, unique};
+
+/// Enough that a few bytes for each would show.
+const MESSAGES: u32 = if cfg!(debug_assertions) {
+    160_000
+} else {
+    1_000_000
+};
+const CONNECTIONS: u32 = 300;
+
+/// What an allocator needs for its own comfort.
+const SLACK: u64 = 1 << 20;
+
+/// Plays a scene, an ignored test of this module, in a process of its own.
+fn play(scene: &str) {
+    let mut command = Command::new(env::current_exe().expect("a running program has a path"));
+    command.args(["--ignored", "--exact", "--nocapture", "--test-threads", "1"]);
+    command.arg(format!("endurance::{scene}"));
+    let played = Process::spawn(&mut command).ended_by(Deadline::after(8 * PATIENCE));
+    let played = played.expect_code(0).stdout;
+    assert!(played.contains("1 passed"), "{played}");
+}
+
+fn run(body: impl Future<Output = Result<(), Error>>) {
+    kernel::run(timeout_after(7 * PATIENCE, body))
+        .unwrap()
+        .unwrap();
+}
+
+/// The processes whose growth counts: this one, and the broker if it is the test's own.
+struct Scales(Vec<u32>);
+
+impl Scales {
+    fn of(broker: &Broker) -> Self {
+        let own = std::process::id();
+        Self(
+            [Some(own), broker.process_id()]
+                .into_iter()
+                .flatten()
+                .collect(),
+        )
+    }
+
+    /// Bytes in memory.
+    fn memory(&self) -> Vec<u64> {
+        let of = |id: &u32| {
+            let sizes = fs::read_to_string(format!("/proc/{id}/statm")).expect("it runs");
+            let pages = sizes
+                .split(' ')
+                .nth(1)
+                .expect("the second is the resident set");
+            pages.parse::<u64>().expect("a number") * rustix::param::page_size() as u64
+        };
+        self.0.iter().map(of).collect()
+    }
+
+    /// Open descriptors.
+    fn descriptors(&self) -> Vec<usize> {
+        let of = |id: &u32| fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
+        self.0.iter().map(|id| of(id).count()).collect()
+    }
+
+    #[track_caller]
+    fn assert_level(&self, before: &[u64]) {
+        let after = self.memory();
+        let grown = before.iter().zip(&after).any(|(b, a)| *a > b + SLACK);
+        assert!(!grown, "from {before:?} to {after:?} bytes");
+    }
+}
+
+/// Accepts: amqp/R19
+#[test]
+fn a_million_messages_leave_no_memory_behind() {
+    play("messages");
+}
+
+#[test]
+#[ignore = "a scene"]
+fn messages() {
+    let broker = Broker::under_test();
+    let scales = Scales::of(&broker);
+    run(async {
+        let connection = client::connect(&broker.url(), Options::default()).await?;
+        let channel = connection.channel().await?;
+        let queue = unique("endurance");
+        channel.queue(&queue).declare().await?;
+        let mut consumer = channel.consume(&queue).prefetch(100).start().await?;
+        let publishing = spawn({
+            let (connection, queue) = (connection.clone(), queue.clone());
+            async move {
+                let publisher = connection.publisher(PublisherOptions::default()).await?;
+                for n in 0..MESSAGES {
+                    let message = Message::new(b"x").key(&queue).mandatory();
+                    let confirm = publisher.publish(message).await?;
+                    // Most of them are not looked at.
+                    if n % 64 == 0 {
+                        confirm.await?;
+                    }
+                }
+                publisher.close().await
+            }
+        });
+        let mut half = Vec::new();
+        for n in 1..=MESSAGES {
+            consumer.next().await?.expect("there are more").ack();
+            if n == MESSAGES / 2 {
+                half = scales.memory();
+            }
+        }
+        publishing.join().await.expect("it does not panic")?;
+        scales.assert_level(&half);
+        channel.delete_queue(&queue).await?;
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R37
+#[test]
+fn hundreds_of_lost_connections_leave_no_descriptor_and_no_memory_behind() {
+    play("connections");
+}
+
+#[test]
+#[ignore = "a scene"]
+fn connections() {
+    let broker = Broker::under_test();
+    let scales = Scales::of(&broker);
+    let proxy = Proxy::to(broker.address());
+    let options = Options {
+        recovery: Some(Recovery {
+            first_wait: Duration::from_millis(1),
+            max_wait: Duration::from_millis(10),
+            attempts: None,
+        }),
+        ..Options::default()
+    };
+    run(async {
+        let connection = client::connect(&broker.url_through(proxy.address()), options).await?;
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let queue = unique("endurance");
+        channel.queue(&queue).durable().declare().await?;
+        let mut consumer = channel.consume(&queue).prefetch(10).start().await?;
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        let mut half = (Vec::new(), Vec::new());
+        for n in 1..=CONNECTIONS {
+            proxy.reset();
+            while !matches!(
+                events.next().await?,
+                Some(ConnectionEvent::Recovered { .. })
+            ) {}
+            publisher
+                .send(Message::new(b"x").key(&queue).mandatory())
+                .await?;
+            consumer.next().await?.expect("there is one").ack();
+            // Another that is ours to end, with a channel that goes before it.
+            let short = client::connect(&broker.url(), Options::default()).await?;
+            short.channel().await?.close().await?;
+            let _ = short.close(PATIENCE).await?;
+            if n == CONNECTIONS / 2 {
+                half = (scales.memory(), scales.descriptors());
+            }
+        }
+        scales.assert_level(&half.0);
+        // Whoever has been left may not have noticed yet.
+        let deadline = Deadline::default();
+        while scales.descriptors() > half.1 {
+            let now = scales.descriptors();
+            assert!(deadline.left().is_some(), "from {:?} to {now:?}", half.1);
+            kernel::sleep(Duration::from_millis(10)).await?;
+        }
+        channel.delete_queue(&queue).await?;
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}
