@@ -493,8 +493,8 @@ macro_rules! plain {
 plain! {
     /// A broker's address. Displayed with its password masked.
     Url(String): |text| {
-        if text.starts_with("amqp://") { Ok(text.into()) }
-        else if text.starts_with("amqps://") && cfg!(feature = "tls") { Ok(text.into()) }
+        let has_scheme = |scheme| text.starts_with(scheme);
+        if has_scheme("amqp://") || has_scheme("amqps://") && cfg!(feature = "tls") { Ok(text.into()) }
         else if text.starts_with("amqps://") { Err("asks for TLS, which this program was built without; build olive with its feature `tls`".into()) }
         else { Err("is not an AMQP address such as amqp://user:password@host:5672/%2F".into()) }
     }, |url| mask(url);
