@@ -52,15 +52,15 @@ impl Scales {
         )
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory, without those of files: of a program's code more is read in as more of it runs.
     fn memory(&self) -> Vec<u64> {
         let of = |id: &u32| {
-            let sizes = fs::read_to_string(format!("/proc/{id}/statm")).expect("it runs");
-            let pages = sizes
-                .split(' ')
-                .nth(1)
-                .expect("the second is the resident set");
-            pages.parse::<u64>().expect("a number") * rustix::param::page_size() as u64
+            let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+            let mut words = status
+                .split_whitespace()
+                .skip_while(|word| *word != "RssAnon:");
+            let kibibytes = words.nth(1).expect("it says how many");
+            kibibytes.parse::<u64>().expect("a number") << 10
         };
         self.0.iter().map(of).collect()
     }
