@@ -792,7 +792,7 @@ mod loom_tests {
 
     #[test]
     fn loom_a_debtor_and_others_wake_a_sleep_at_most_once() {
-        model(|| {
+        model(3, || {
             let mailbox = Arc::new(Mailbox::default());
             let bell = Counting::new();
             let epoch = mailbox.open(bell.clone());
