@@ -276,12 +276,15 @@ impl<B: Bell> Mailbox<B> {
         let Some(_post) = self.add(Some(epoch), note) else {
             return false;
         };
-        if self.exchange(SLEEPING, OWED) {
-            return true;
+        // Again if the kernel fell asleep or woke in between, for which it needs no lock.
+        loop {
+            match self.state.load(Ordering::Acquire) {
+                SLEEPING if self.exchange(SLEEPING, OWED) => return true,
+                RUNNING if self.exchange(RUNNING, NOTIFIED) => return false,
+                SLEEPING | RUNNING => {}
+                _ => return false, // there were notes: what is `OWED` is somebody else's debt
+            }
         }
-        // Awake, or it has just woken by itself. What is `OWED` is somebody else's debt.
-        self.exchange(RUNNING, NOTIFIED);
-        false
     }
 
     fn ring(&self, epoch: u64) {
