@@ -239,3 +239,52 @@ fn slow_polls_make_the_loop_look_outside_sooner() {
     });
     assert!(polls.unwrap() <= CLOCK_INTERVAL);
 }
+
+#[test]
+fn the_first_timeout_to_come_is_shown_whichever_block_it_belongs_to() {
+    let first = || {
+        with_current(|core| {
+            let state = core.unwrap().state.borrow();
+            state.next_timeout(state.current)
+        })
+    };
+    kernel()
+        .run(async {
+            for (outer, inner) in [(5, 9), (9, 5)] {
+                let block = timeout_after(s(outer), async {
+                    timeout_after(s(inner), async {
+                        let left = first().map(|at| at - time());
+                        assert_eq!(left, Some(nanos(s(5))));
+                        Ok::<_, crate::Interrupt>(())
+                    })
+                    .await
+                });
+                block.await.unwrap();
+                assert_eq!(first(), None);
+                sleep(s(1)).await.unwrap();
+            }
+        })
+        .unwrap();
+}
+
+fn time() -> u64 {
+    with_current(|core| core.unwrap().state.borrow().time())
+}
+
+/// The monitor asks for what the board showed: by now another task may have the slot.
+#[test]
+fn a_task_is_cancelled_by_its_place_only_if_it_still_has_it() {
+    kernel()
+        .run(async {
+            let task = spawn(sleep(s(1)));
+            let (slot, id) = (task.body().slot.get(), task.id().get());
+            assert_eq!(cancel_task(slot, id + 1), None);
+            assert_eq!(cancel_task(slot + 1, id), None);
+            assert!(!task.is_cancelled());
+            assert_eq!(cancel_task(slot, id), Some(true));
+            assert_eq!(cancel_task(slot, id), Some(false));
+            assert!(task.join().await.unwrap().is_err());
+            assert_eq!(cancel_task(slot, id), None);
+        })
+        .unwrap();
+}

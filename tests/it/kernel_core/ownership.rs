@@ -130,6 +130,25 @@ fn wakers_remotes_and_handles_that_outlive_their_kernel_do_nothing() {
 }
 
 #[test]
+fn a_waker_that_outlives_its_task_does_not_wake_the_next_one_in_its_place() {
+    run(async {
+        let kept: Rc<Cell<Option<Waker>>> = Rc::default();
+        let place = kept.clone();
+        let first = std::future::poll_fn(move |cx| {
+            place.set(Some(cx.waker().clone()));
+            std::task::Poll::Ready(())
+        });
+        spawn(first).join().await.unwrap();
+        let next = spawn(std::future::pending::<()>());
+        yield_now().await.unwrap();
+        assert_eq!(next.cycles(), 1);
+        kept.take().unwrap().wake();
+        yield_now().await.unwrap();
+        assert_eq!(next.cycles(), 1);
+    });
+}
+
+#[test]
 fn a_forgotten_wait_hurts_nobody() {
     run(async {
         let task = spawn(async {

@@ -17,6 +17,9 @@ use kernel::{
     spawn, timeout_after, yield_now,
 };
 
+use log::Level;
+
+use super::logged::lines_of;
 use super::{Story, ms, run, run_with, s, told_of_sleep};
 
 /// One stands in the lot with a waker that a combinator made, the others with their task's own.
@@ -282,6 +285,25 @@ fn a_reader_and_a_writer_share_a_descriptor_and_a_second_of_each_is_refused() {
     });
 }
 
+/// The poller told that it was readable while nobody asked.
+#[test]
+fn what_was_readable_before_is_told_although_another_task_waits_to_write() {
+    run(async {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Rc::new(ours);
+        ours.set_nonblocking(true).unwrap();
+        while (&*ours).write(&[0; 65536]).is_ok() {}
+        let writing = ours.clone();
+        let writer = spawn(async move { write_wait(&writing).await });
+        yield_now().await.unwrap();
+        theirs.write_all(b"x").unwrap();
+        sleep(ms(1)).await.unwrap();
+        let readable = timeout_after(s(1), async { read_wait(&ours).await });
+        readable.await.unwrap();
+        assert_eq!(io_waiting(&ours), (None, Some(writer.id())));
+    });
+}
+
 /// Accepts: trap/io_release
 #[test]
 fn releasing_a_descriptor_tells_whoever_waits_for_it() {
@@ -296,6 +318,23 @@ fn releasing_a_descriptor_tells_whoever_waits_for_it() {
         assert_eq!(error.kind(), ErrorKind::NotConnected);
         assert_eq!(io_waiting(&ours), (None, None));
     });
+}
+
+#[test]
+fn a_descriptor_that_is_closed_while_it_is_waited_for_is_told_of_in_the_log() {
+    let lines = lines_of(Level::Debug, || {
+        run(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let mut wait = Box::pin(read_wait(&ours));
+            assert!(futures::poll!(&mut wait).is_pending());
+            drop(ours);
+            drop(wait);
+        });
+    });
+    let told = lines
+        .iter()
+        .filter(|line| line.contains("closed before it was released"));
+    assert_eq!(told.count(), 1, "{lines:?}");
 }
 
 #[test]
@@ -359,6 +398,26 @@ fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
         thread.join().unwrap();
     };
     kernel.run(main).unwrap();
+}
+
+#[test]
+fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
+    let story = Story::default();
+    run(async {
+        let (sender, receiver) = oneshot::channel::<()>();
+        let teller = story.clone();
+        let woken = spawn(async move {
+            receiver.await.unwrap();
+            teller.tell("woken");
+        });
+        yield_now().await.unwrap();
+        sender.send(()).unwrap();
+        let teller = story.clone();
+        let spawned = spawn(async move { teller.tell("spawned") });
+        woken.join().await.unwrap();
+        spawned.join().await.unwrap();
+    });
+    story.assert(&["woken", "spawned"]);
 }
 
 #[test]
