@@ -124,6 +124,23 @@ fn r7_swallowing_the_timeout_of_an_outer_block_wins_no_time() {
     ]);
 }
 
+#[test]
+fn r7_nor_does_swallowing_it_inside_of_the_inner_block() {
+    run_with(async |clock| {
+        let outer = timeout_after(s(1), async {
+            timeout_after(s(50), async {
+                assert_eq!(sleep(s(40)).await, Err(Interrupt::TaskTimeout));
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            assert_eq!(pending_cancellation(), Some(Interrupt::TaskTimeout));
+            sleep(s(40)).await
+        });
+        assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(1));
+    });
+}
+
 /// Accepts: curio/kernel/nested_context_timeout
 #[test]
 fn the_block_form_nests_the_same_way() {
@@ -393,6 +410,13 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
         run(async { timeout_after(s(1), sleep(ms(1))).await.unwrap() });
     });
     assert!(warnings.is_empty(), "{warnings:?}");
+    // One that has expired where nobody could be told.
+    let warnings = lines_of(Level::Warn, || {
+        run(async {
+            timeout_after(s(1), shield(sleep(s(2)))).await.unwrap();
+        });
+    });
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
 }
 
 /// Accepts: trap/set_timeout, trap/unset_timeout

@@ -84,6 +84,28 @@ fn a_lot_wakes_as_many_as_asked_in_the_order_they_came() {
     story.assert(&["a", "c", "|", "d", "e"]);
 }
 
+/// The kind says where the kernel keeps a wait: a caller cannot have it look for a lot's in the timer wheel.
+#[test]
+fn a_kind_that_no_lot_has_is_custom() {
+    run(async {
+        let lot = Rc::new(Lot::new());
+        for kind in [
+            WaitKind::Sleep,
+            WaitKind::Read,
+            WaitKind::Remote,
+            WaitKind::Join,
+        ] {
+            let parked = lot.clone();
+            let task = spawn(async move { sched_wait(&parked, kind).await });
+            yield_now().await.unwrap();
+            let info = kernel::tasks().pop().unwrap();
+            assert_eq!((info.id, info.waits[0].0), (task.id(), WaitKind::Custom));
+            task.cancel().await.unwrap();
+            assert!(lot.is_empty());
+        }
+    });
+}
+
 #[test]
 fn a_woken_wait_knows_it_until_it_is_polled() {
     run(async {
