@@ -151,6 +151,27 @@ fn a_waker_that_outlives_its_task_does_not_wake_the_next_one_in_its_place() {
     });
 }
 
+#[test]
+fn a_task_that_is_woken_several_times_is_polled_once() {
+    run(async {
+        let kept: Rc<Cell<Option<Waker>>> = Rc::default();
+        let place = kept.clone();
+        let task = spawn(std::future::poll_fn(move |cx| {
+            place.set(Some(cx.waker().clone()));
+            Poll::<()>::Pending
+        }));
+        yield_now().await.unwrap();
+        let waker = kept.take().unwrap();
+        for _ in 0..3 {
+            waker.wake_by_ref();
+        }
+        for _ in 0..3 {
+            yield_now().await.unwrap();
+        }
+        assert_eq!(task.cycles(), 2);
+    });
+}
+
 /// Wakes a task whenever it is asked for the time, which is while the kernel's tables are in use.
 struct Rooster(VirtualClock, Rc<Cell<Option<Waker>>>);
 

@@ -320,6 +320,25 @@ fn r9_a_cancellation_switches_the_timeouts_off() {
     ]);
 }
 
+/// There is nothing to switch off where no deadline is, or where it has been told of.
+#[test]
+fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
+    run(async {
+        let endless = spawn(timeout_after(None, sleep(s(9))));
+        let expired = spawn(timeout_after(s(1), async {
+            let interrupt = sleep(s(9)).await.unwrap_err();
+            sleep(s(9)).await.unwrap_err();
+            Err::<(), _>(interrupt)
+        }));
+        sleep(s(2)).await.unwrap();
+        endless.cancel().await.unwrap();
+        let outcome = endless.join().await.unwrap();
+        assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+        expired.cancel().await.unwrap();
+        assert_eq!(expired.join().await.unwrap(), Err(Interrupt::TaskTimeout));
+    });
+}
+
 #[test]
 fn r9_a_timeout_behind_a_shield_outlives_a_cancellation() {
     for stall in [false, true] {

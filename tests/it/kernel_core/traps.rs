@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use futures::channel::oneshot;
 use futures::future::join;
@@ -20,7 +22,7 @@ use kernel::{
 use log::Level;
 
 use super::logged::lines_of;
-use super::{Story, ms, run, run_with, s, told_of_sleep};
+use super::{Story, ms, run, run_with, s, told_of_sleep, virtual_kernel};
 
 /// One stands in the lot with a waker that a combinator made, the others with their task's own.
 #[test]
@@ -342,6 +344,42 @@ fn releasing_a_descriptor_tells_whoever_waits_for_it() {
     });
 }
 
+/// Between turns, and while another kernel runs.
+#[test]
+fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
+    use kernel::traps::{Direction, Source};
+
+    for inside_another in [false, true] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let (mut kernel, _) = virtual_kernel();
+        let read = || (&ours).read(&mut [0]);
+        let first = async {
+            let first = source.ready_op(Direction::Read, read);
+            let write = async { theirs.write_all(b"xy").unwrap() };
+            join(first, write).await.0.unwrap()
+        };
+        assert_eq!(kernel.run(first).unwrap(), 1);
+        assert_eq!(read().unwrap(), 1);
+        if inside_another {
+            run(async { source.clear_ready(Direction::Read) });
+        } else {
+            source.clear_ready(Direction::Read);
+        }
+        let mut calls = 0;
+        let again = async {
+            let again = source.ready_op(Direction::Read, || {
+                calls += 1;
+                read()
+            });
+            timeout_after(s(1), async { again.await }).await
+        };
+        assert!(kernel.run(again).unwrap().is_err());
+        assert_eq!(calls, 0, "it would block");
+    }
+}
+
 #[test]
 fn a_descriptor_that_is_closed_while_it_is_waited_for_is_told_of_in_the_log() {
     let lines = lines_of(Level::Debug, || {
@@ -446,6 +484,33 @@ fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
 #[should_panic(expected = "no kernel runs on this thread")]
 fn a_trap_outside_a_kernel_panics_with_a_clear_text() {
     futures::executor::block_on(async { sleep(s(1)).await.unwrap() });
+}
+
+/// As a call from another thread may try, even with the waker of the task that ran last.
+#[test]
+fn a_trap_between_two_tasks_panics_with_a_clear_text() {
+    thread_local! {
+        static LAST: RefCell<Option<Waker>> = const { RefCell::new(None) };
+    }
+    let lines = lines_of(Level::Error, || {
+        run(async {
+            get_kernel().await.call(|| {
+                let waker = LAST.take().unwrap();
+                let _ = Pin::new(&mut yield_now()).poll(&mut Context::from_waker(&waker));
+            });
+            std::future::poll_fn(|cx| {
+                LAST.set(Some(cx.waker().clone()));
+                Poll::Ready(())
+            })
+            .await;
+            sleep(ms(1)).await.unwrap();
+        });
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("a trap was polled outside of a task"),
+        "{lines:?}"
+    );
 }
 
 #[test]
