@@ -1,6 +1,6 @@
 //! The kernel as a guest of somebody else's loop.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kernel::{Interrupt, Kernel, sleep, spawn, yield_now};
+use kernel::traps::future_wait;
+use kernel::{Activation, Builder, Interrupt, Kernel, KernelView, Remote, sleep, spawn, yield_now};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -160,6 +161,46 @@ fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     kernel.turn(Some(Duration::ZERO)).unwrap();
     assert!(!is_readable(&kernel));
     kernel::traps::sched_wake(&lot, 1);
+    assert!(is_readable(&kernel));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(task.is_terminated());
+}
+
+/// Calls into its kernel just when that is about to sleep, as another thread may.
+struct Ringer(Rc<RefCell<Option<Remote>>>);
+
+impl Activation for Ringer {
+    fn idle(&mut self, _: &KernelView<'_>) {
+        if let Some(remote) = self.0.take() {
+            assert!(remote.call(|| {}));
+        }
+    }
+}
+
+#[test]
+fn what_rings_when_the_kernel_is_about_to_sleep_is_silenced_in_the_same_turn() {
+    let remote = Rc::default();
+    let ringer = Ringer(Rc::clone(&remote));
+    let mut kernel = Builder::new().activation(ringer).build().unwrap();
+    remote.replace(Some(kernel.remote()));
+    kernel.turn(Some(ms(1))).unwrap();
+    assert!(remote.borrow().is_none(), "it has called");
+    assert!(!is_readable(&kernel));
+}
+
+#[test]
+fn an_answer_on_credit_makes_the_descriptor_readable_when_it_is_paid_for() {
+    let (mut kernel, _) = virtual_kernel();
+    let kept = Rc::new(RefCell::new(None));
+    let place = kept.clone();
+    let task = kernel.spawn(future_wait(move |completer| {
+        place.replace(Some(completer));
+    }));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel));
+    let ring = kept.take().unwrap().complete_on_credit();
+    assert!(!is_readable(&kernel));
+    drop(ring.expect("the kernel waits for its host"));
     assert!(is_readable(&kernel));
     kernel.turn(Some(Duration::ZERO)).unwrap();
     assert!(task.is_terminated());

@@ -320,6 +320,21 @@ fn r9_a_cancellation_switches_the_timeouts_off() {
     ]);
 }
 
+/// Both have come before the task is polled: the cancellation is around the block.
+#[test]
+fn r6_a_cancellation_right_after_a_timeout_is_what_the_task_is_told() {
+    run(async {
+        let task = spawn(timeout_after(s(5), sleep(s(100))));
+        sleep(s(5)).await.unwrap(); // armed before the block, so that we go first
+        assert!(task.request_cancel(""));
+        let outcome = task.join().await.unwrap();
+        assert!(
+            matches!(outcome, Err(Interrupt::Cancelled(_))),
+            "{outcome:?}"
+        );
+    });
+}
+
 /// There is nothing to switch off where no deadline is, or where it has been told of.
 #[test]
 fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
@@ -336,6 +351,25 @@ fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
         assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
         expired.cancel().await.unwrap();
         assert_eq!(expired.join().await.unwrap(), Err(Interrupt::TaskTimeout));
+    });
+}
+
+#[test]
+fn r9_a_deadline_that_was_told_before_the_cancellation_does_not_come_again() {
+    run(async {
+        let task = spawn(timeout_after(s(1), async {
+            timeout_after(s(50), async {
+                assert_eq!(sleep(s(9)).await, Err(Interrupt::TaskTimeout));
+                let outcome = sleep(s(9)).await;
+                assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            sleep(s(9)).await.map(drop) // the clean-up
+        }));
+        sleep(s(2)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Ok(()));
     });
 }
 
