@@ -372,6 +372,9 @@ fn a_pending_cancellation_can_be_looked_at_taken_and_replaced() {
                 assert_eq!(pending_cancellation(), None);
             })
             .await;
+            // It does not come after all when something else does.
+            let late = timeout_after(s(1), sleep(s(2))).await;
+            assert_eq!(late, Err(Interrupt::TaskTimeout));
             sleep(s(1)).await.unwrap();
             assert_eq!(set_cancellation(Some(Interrupt::UncaughtTimeout)), None);
             let replaced = set_cancellation(Some(Interrupt::TaskTimeout));

@@ -2,14 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kernel::traps::future_wait;
-use kernel::{Activation, Builder, Interrupt, Kernel, KernelView, Remote, sleep, spawn, yield_now};
+use kernel::{Activation, Builder, Interrupt, Kernel, KernelView, sleep, spawn, yield_now};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -106,9 +106,12 @@ fn a_foreign_loop_hosts_the_kernel_by_descriptor_deadline_and_turn() {
 }
 
 fn is_readable(kernel: &Kernel<'_>) -> bool {
+    is_fd_readable(kernel.as_fd().as_raw_fd())
+}
+
+fn is_fd_readable(fd: RawFd) -> bool {
     // A fresh registration is level-triggered in effect: it reports what is there already.
     let mut poll = Poll::new().unwrap();
-    let fd = kernel.as_fd().as_raw_fd();
     poll.registry()
         .register(&mut SourceFd(&fd), Token(0), Interest::READABLE)
         .unwrap();
@@ -166,26 +169,37 @@ fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     assert!(task.is_terminated());
 }
 
-/// Calls into its kernel just when that is about to sleep, as another thread may.
-struct Ringer(Rc<RefCell<Option<Remote>>>);
+/// What calls into its kernel just when that is about to sleep, as another thread may.
+type Call = Box<dyn FnOnce()>;
+
+struct Ringer(Rc<Cell<Option<Call>>>);
 
 impl Activation for Ringer {
     fn idle(&mut self, _: &KernelView<'_>) {
-        if let Some(remote) = self.0.take() {
-            assert!(remote.call(|| {}));
+        if let Some(call) = self.0.take() {
+            call();
         }
     }
 }
 
+/// Lest the next sleep be over at once.
 #[test]
-fn what_rings_when_the_kernel_is_about_to_sleep_is_silenced_in_the_same_turn() {
-    let remote = Rc::default();
-    let ringer = Ringer(Rc::clone(&remote));
+fn what_rings_when_the_kernel_is_about_to_sleep_is_silenced_before_it_is_heard() {
+    let call: Rc<Cell<Option<Call>>> = Rc::default();
+    let ringer = Ringer(call.clone());
     let mut kernel = Builder::new().activation(ringer).build().unwrap();
-    remote.replace(Some(kernel.remote()));
-    kernel.turn(Some(ms(1))).unwrap();
-    assert!(remote.borrow().is_none(), "it has called");
-    assert!(!is_readable(&kernel));
+    let (remote, fd) = (kernel.remote(), kernel.as_fd().as_raw_fd());
+    let (sender, heard) = mpsc::channel();
+    let main = async {
+        sleep(ms(1)).await.unwrap(); // the first look of a run silences whatever rang before
+        call.set(Some(Box::new(move || {
+            let tell = move || sender.send(is_fd_readable(fd)).unwrap();
+            assert!(remote.call(tell));
+        })));
+        sleep(ms(1)).await.unwrap();
+    };
+    kernel.run(main).unwrap();
+    assert_eq!(heard.recv(), Ok(false));
 }
 
 #[test]
