@@ -373,8 +373,12 @@ fn a_pending_cancellation_can_be_looked_at_taken_and_replaced() {
             })
             .await;
             // It does not come after all when something else does.
-            let late = timeout_after(s(1), sleep(s(2))).await;
-            assert_eq!(late, Err(Interrupt::TaskTimeout));
+            let late = timeout_after(s(1), async {
+                shield(sleep(s(2))).await?;
+                assert_eq!(pending_cancellation(), Some(Interrupt::TaskTimeout));
+                sleep(s(2)).await
+            });
+            assert_eq!(late.await, Err(Interrupt::TaskTimeout));
             sleep(s(1)).await.unwrap();
             assert_eq!(set_cancellation(Some(Interrupt::UncaughtTimeout)), None);
             let replaced = set_cancellation(Some(Interrupt::TaskTimeout));
@@ -387,6 +391,19 @@ fn a_pending_cancellation_can_be_looked_at_taken_and_replaced() {
         yield_now().await.unwrap();
         task.cancel().await.unwrap();
         task.join().await.unwrap();
+    });
+}
+
+#[test]
+fn to_take_a_cancellation_is_not_to_take_the_timeout_around() {
+    run_with(async |clock| {
+        let outcome = timeout_after(s(5), async {
+            set_cancellation(Some(Interrupt::cancelled()));
+            assert!(take_cancellation(|_| true).is_some());
+            sleep(s(9)).await
+        });
+        assert_eq!(outcome.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(5));
     });
 }
 
@@ -670,6 +687,25 @@ fn a_leaf_can_be_moved_to_another_task_and_outlive_its_own() {
         let outcome = ignore_after(s(60), slot.take().unwrap()).await;
         assert_eq!(outcome, Err(Interrupt::UncaughtTimeout));
         assert_eq!(now() - before, s(5));
+    });
+}
+
+#[test]
+fn a_leaf_that_outlives_its_task_does_not_wake_the_next_one_in_its_place() {
+    run(async {
+        let kept = Rc::new(Cell::new(None));
+        let place = kept.clone();
+        let first = spawn(async move {
+            let mut nap = Box::pin(sleep(s(5)));
+            assert!(futures::poll!(&mut nap).is_pending());
+            place.set(Some(nap));
+        });
+        first.join().await.unwrap();
+        let next = spawn(pending::<()>());
+        sleep(s(6)).await.unwrap();
+        assert_eq!(next.cycles(), 1);
+        assert!(next.info().unwrap().waits.is_empty());
+        kept.take().unwrap().await.unwrap();
     });
 }
 

@@ -127,6 +127,8 @@ fn is_fd_readable(fd: RawFd) -> bool {
 fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     let mut kernel = Kernel::new().unwrap();
     assert!(!is_readable(&kernel));
+    // A turn waits no longer than it may, also if no deadline is near.
+    assert_eq!(kernel.turn(Some(ms(1))).unwrap().polled, 0);
     let remote = kernel.remote();
     assert!(remote.call(|| {}));
     assert!(is_readable(&kernel), "before the first turn");
@@ -191,7 +193,9 @@ fn what_rings_when_the_kernel_is_about_to_sleep_is_silenced_before_it_is_heard()
     let (remote, fd) = (kernel.remote(), kernel.as_fd().as_raw_fd());
     let (sender, heard) = mpsc::channel();
     let main = async {
-        sleep(ms(1)).await.unwrap(); // the first look of a run silences whatever rang before
+        for _ in 0..100 {
+            yield_now().await.unwrap(); // the first look of a run silences whatever rang before
+        }
         call.set(Some(Box::new(move || {
             let tell = move || sender.send(is_fd_readable(fd)).unwrap();
             assert!(remote.call(tell));
@@ -263,6 +267,15 @@ fn one_turn_is_bounded_however_busy_the_guest_is() {
     let cycles: Vec<_> = kernel.tasks().iter().map(|task| task.cycles).collect();
     assert_eq!(cycles.iter().sum::<u32>() as usize, total);
     assert!(cycles.iter().max().unwrap() - cycles.iter().min().unwrap() <= 1);
+    // How many it polls depends on the time that they take; here they take none.
+    for (tasks, polled) in [(10, 10), (61, 61), (1000, 61)] {
+        let (mut kernel, _) = virtual_kernel();
+        for _ in 0..tasks {
+            kernel.spawn(yield_now());
+        }
+        let turn = kernel.turn(Some(Duration::ZERO)).unwrap();
+        assert_eq!(turn.polled, polled);
+    }
     // A single spinning task is polled once a turn.
     let mut kernel = Kernel::new().unwrap();
     kernel.spawn(async {

@@ -530,6 +530,18 @@ fn a_remote_or_a_kept_waker_is_no_deadlock() {
     LOT.take();
 }
 
+#[test]
+fn the_dump_is_in_the_order_of_spawning_whichever_places_are_used_again() {
+    run(async {
+        let first = spawn(async {});
+        let _second = spawn(sleep(s(1)));
+        first.join().await.unwrap();
+        let _third = spawn(sleep(s(1)));
+        let ids: Vec<_> = kernel::tasks().iter().map(|task| task.id.get()).collect();
+        assert_eq!(ids, [1, 3, 4]);
+    });
+}
+
 /// Accepts: debug/dump, curio/task/task_diag
 #[test]
 fn the_dump_shows_parent_state_wait_and_where_tasks_were_spawned_and_wait() {

@@ -121,6 +121,11 @@ fn a_woken_wait_knows_it_until_it_is_polled() {
         wait.as_mut().await.unwrap();
         assert!(!wait.is_woken() && !wait.is_waiting());
     });
+    // With its kernel goes whoever could wake it.
+    let lot = Lot::new();
+    let mut wait = Box::pin(sched_wait(&lot, WaitKind::Semaphore));
+    run(async { assert!(futures::poll!(&mut wait).is_pending()) });
+    assert!(!wait.is_woken());
 }
 
 /// A queue or lock that is made outside serves one kernel after another.
