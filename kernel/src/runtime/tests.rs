@@ -106,6 +106,9 @@ fn nothing_is_left_of_waits_that_ended_timed_out_or_lost_a_race() {
                 let _ = timeout_after(s(1), sleep(s(2))).await;
                 let _ = timeout_after(s(2), timeout_after(s(9), sleep(s(5)))).await;
                 ignore_after(s(9), sleep(s(1))).await.unwrap();
+                timeout_after(None, async { Ok::<_, Interrupt>(()) })
+                    .await
+                    .unwrap();
                 select(sleep(s(1)), sleep(s(2))).await;
                 shield(sleep(s(1))).await.unwrap();
                 crate::drop_after(s(1), pending::<()>()).await;

@@ -1,5 +1,6 @@
 //! Timeouts as Curio nests them; rules R6 to R9.
 
+use futures::channel::oneshot;
 use futures::future::{join, select};
 use kernel::{
     Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, pending_cancellation,
@@ -411,6 +412,23 @@ fn r6_a_cancellation_right_after_a_timeout_is_what_the_task_is_told() {
     });
 }
 
+#[test]
+fn r9_a_timeout_that_nobody_was_told_of_is_off_as_well() {
+    run(async {
+        let (sender, receiver) = oneshot::channel::<()>();
+        let task = spawn(timeout_after(s(1), async {
+            receiver.await.unwrap();
+            assert!(sleep(s(9)).await.unwrap_err() != Interrupt::TaskTimeout);
+            timeout_after(s(1), sleep(s(9))).await
+        }));
+        sleep(s(2)).await.unwrap();
+        task.request_cancel("");
+        sender.send(()).unwrap();
+        let clean_up = task.join().await.unwrap();
+        assert_eq!(clean_up, Err(Interrupt::UncaughtTimeout));
+    });
+}
+
 /// There is nothing to switch off where no deadline is, or where it has been told of.
 #[test]
 fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
@@ -561,6 +579,11 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
     }
     let warnings = lines_of(Level::Warn, || {
         run(async { timeout_after(s(1), sleep(ms(1))).await.unwrap() });
+        run(async {
+            timeout_after(s(2), timeout_after(s(1), sleep(ms(1))))
+                .await
+                .unwrap()
+        });
     });
     assert!(warnings.is_empty(), "{warnings:?}");
     // One that has expired where nobody could be told.

@@ -209,6 +209,22 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
         drop(waiting);
         drop(next);
 
+        let mut late = None;
+        let mut given_up = Box::pin(future_wait(|completer| late = Some(completer)));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        let mut next = None;
+        let mut waiting = Box::pin(future_wait(|completer| next = Some(completer)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(late);
+        sleep(ms(1)).await.unwrap();
+        assert!(
+            futures::poll!(&mut waiting).is_pending(),
+            "it has the place"
+        );
+        drop(next);
+        waiting.await.unwrap();
+
         // A thread that goes without an answer answers all the same; so does one that is quicker than the wait.
         future_wait(|completer| {
             std::thread::spawn(move || {
@@ -512,6 +528,22 @@ fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
         spawned.join().await.unwrap();
     });
     story.assert(&["woken", "spawned"]);
+}
+
+/// Even where a wait with the same number has just been fired.
+#[test]
+#[should_panic(expected = "a future that waits in one kernel was polled in another")]
+fn a_wait_belongs_to_the_kernel_in_which_it_began() {
+    let (mut first, mut second) = (Box::pin(sleep(s(1))), Box::pin(sleep(s(1))));
+    let (mut kernel, _) = virtual_kernel();
+    kernel
+        .run(async { assert!(futures::poll!(&mut first).is_pending()) })
+        .unwrap();
+    run(async {
+        assert!(futures::poll!(&mut second).is_pending());
+        sleep(s(2)).await.unwrap();
+        let _ = first.await;
+    });
 }
 
 #[test]
