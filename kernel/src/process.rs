@@ -8,7 +8,6 @@ use std::ffi::OsStr;
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::process::{self, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +20,7 @@ use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::net::Io;
 use crate::time::sleep;
-use crate::traps::Direction;
+use crate::traps::{Direction, at_caller};
 
 /// Our end of a pipe that a child writes to.
 pub type ReadPipe = Io<io::PipeReader>;
@@ -137,28 +136,37 @@ impl Command {
     ///
     /// # Errors
     /// [`ProcessError::Stopped`] if it could not be started or was not waited for, with the output so far.
-    pub async fn output(&mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        let stdin = if input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        };
-        self.stdin(stdin);
-        self.stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.spawn()?.communicate(input).await
+    #[track_caller]
+    pub fn output(&mut self, input: &[u8]) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            let stdin = if input.is_empty() {
+                Stdio::null()
+            } else {
+                Stdio::piped()
+            };
+            self.stdin(stdin);
+            self.stdout(Stdio::piped()).stderr(Stdio::piped());
+            self.spawn()?.communicate(input).await
+        })
     }
 
     /// As [`output`](Self::output), where not to succeed is an error too (Curio's `check_output`).
     ///
     /// # Errors
     /// As [`output`](Self::output); [`ProcessError::Failed`] if the child did not end with success.
-    pub async fn check_output(&mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        let output = self.output(input).await?;
-        if output.status.success() {
-            Ok(output)
-        } else {
-            Err(ProcessError::Failed(output))
-        }
+    #[track_caller]
+    pub fn check_output(
+        &mut self,
+        input: &[u8],
+    ) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            let output = self.output(input).await?;
+            if output.status.success() {
+                Ok(output)
+            } else {
+                Err(ProcessError::Failed(output))
+            }
+        })
     }
 }
 
@@ -203,14 +211,13 @@ impl Child {
     /// As [`Source::ready_op`](crate::traps::Source::ready_op), with those of `waitpid(2)`.
     #[track_caller]
     pub fn wait(&self) -> impl Future<Output = io::Result<ExitStatus>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             if let Some(end) = &self.end {
                 let exited = |_: &_| {
                     self.try_wait()?
                         .ok_or_else(|| io::ErrorKind::WouldBlock.into())
                 };
-                return end.ready_op(Direction::Read, exited).called_at(at).await;
+                return end.ready_op(Direction::Read, exited).await;
             }
             let mut pause = Duration::from_millis(1);
             loop {
@@ -220,7 +227,7 @@ impl Child {
                 sleep(pause).await?;
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
-        }
+        })
     }
 
     /// How it ended, if it has; then it is reaped.
@@ -262,36 +269,42 @@ impl Child {
     ///
     /// # Errors
     /// [`ProcessError::Stopped`], with the output so far.
-    pub async fn communicate(mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        self.kill_on_drop = true;
-        let (stdin, readers) = (self.stdin.take(), (self.stdout.take(), self.stderr.take()));
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let talk = async {
-            let feed = pin!(feed(stdin, input));
-            let out = pin!(drain(readers.0.as_ref(), &mut stdout));
-            let err = pin!(drain(readers.1.as_ref(), &mut stderr));
-            all([Some(feed), Some(out), Some(err)]).await?;
-            self.wait().await
-        };
-        match talk.await {
-            Ok(status) => Ok(Output {
-                status,
-                stdout,
-                stderr,
-            }),
-            Err(error) => {
-                self.put_to_rest().await;
-                // What it had written before it was killed.
-                for (pipe, output) in [(readers.0, &mut stdout), (readers.1, &mut stderr)] {
-                    let _would_block = pipe.map(|pipe| pipe.as_std().read_to_end(output));
-                }
-                Err(ProcessError::Stopped {
-                    error,
+    #[track_caller]
+    pub fn communicate(
+        mut self,
+        input: &[u8],
+    ) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            self.kill_on_drop = true;
+            let (stdin, readers) = (self.stdin.take(), (self.stdout.take(), self.stderr.take()));
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            let talk = async {
+                let feed = pin!(feed(stdin, input));
+                let out = pin!(drain(readers.0.as_ref(), &mut stdout));
+                let err = pin!(drain(readers.1.as_ref(), &mut stderr));
+                all([Some(feed), Some(out), Some(err)]).await?;
+                self.wait().await
+            };
+            match talk.await {
+                Ok(status) => Ok(Output {
+                    status,
                     stdout,
                     stderr,
-                })
+                }),
+                Err(error) => {
+                    self.put_to_rest().await;
+                    // What it had written before it was killed.
+                    for (pipe, output) in [(readers.0, &mut stdout), (readers.1, &mut stderr)] {
+                        let _would_block = pipe.map(|pipe| pipe.as_std().read_to_end(output));
+                    }
+                    Err(ProcessError::Stopped {
+                        error,
+                        stdout,
+                        stderr,
+                    })
+                }
             }
-        }
+        })
     }
 
     /// Kills and reaps it, whatever interrupts come.

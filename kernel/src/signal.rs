@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::task::{TaskRef, spawn};
-use crate::traps::{Direction, Lot, ReadyOp, Source, WaitKind, sched_wait, sched_wake};
+use crate::traps::{Direction, Lot, ReadyOp, Source, WaitKind, at_caller, sched_wait, sched_wake};
 
 /// Signals, in the order in which they are seen (Curio's `SignalQueue`). Several queues, of several kernels, each get every signal.
 ///
@@ -126,12 +127,15 @@ impl SignalEvent {
     ///
     /// # Errors
     /// An [`Interrupt`](crate::Interrupt).
-    pub async fn wait(&self) -> Result<(), crate::Interrupt> {
-        while !self.is_set() {
-            self.ensure_watcher();
-            sched_wait(&self.state.waiting, WaitKind::Event).await?;
-        }
-        Ok(())
+    #[track_caller]
+    pub fn wait(&self) -> impl Future<Output = Result<(), crate::Interrupt>> {
+        at_caller(async move {
+            while !self.is_set() {
+                self.ensure_watcher();
+                sched_wait(&self.state.waiting, WaitKind::Event).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Whether one of the signals has come since it was made or cleared.

@@ -137,16 +137,22 @@ fn ignore<T, E: MaybeInterrupt>(outcome: Result<T, E>) -> Result<Option<T>, E> {
 /// Cancellation point: no; the body may have some. A cancellation or timeout of the task does not end the wait, it stays pending.
 ///
 /// If dropped, the body is dropped and the deadline gone.
-pub async fn drop_after<F: Future>(duration: Duration, body: F) -> Option<F::Output> {
-    let mut body = std::pin::pin!(body);
-    let mut limit = std::pin::pin!(shield(sleep(duration)));
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(value) = body.as_mut().poll(cx) {
-            return Poll::Ready(Some(value));
-        }
-        limit.as_mut().poll(cx).map(|_| None)
-    })
-    .await
+#[track_caller]
+pub fn drop_after<F: Future>(
+    duration: Duration,
+    body: F,
+) -> impl Future<Output = Option<F::Output>> {
+    let limit = shield(sleep(duration));
+    async move {
+        let (mut body, mut limit) = (std::pin::pin!(body), std::pin::pin!(limit));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(value) = body.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            limit.as_mut().poll(cx).map(|_| None)
+        })
+        .await
+    }
 }
 
 #[derive(Debug)]

@@ -48,6 +48,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use pin_project_lite::pin_project;
+
 use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
 use crate::runtime::{self, BodyRef, Core, NIL, Outlook, Phase, SourceId, State, Verdict, nanos};
@@ -824,6 +826,77 @@ impl ForeignWait {
             Poll::Ready(Err(interrupt)) => Poll::Ready(interrupt),
             Poll::Ready(Ok(_)) => unreachable!("nothing fires a foreign wait"),
             Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+pin_project! {
+    /// A future whose waits are said to be where it was made; made by [`at_caller`].
+    #[derive(Debug)]
+    #[must_use = "a future does nothing until it is awaited"]
+    pub struct AtCaller<F> {
+        at: &'static Location<'static>,
+        #[pin]
+        future: F,
+    }
+}
+
+/// Has the task dump say that a task which waits in `future` waits at the caller. For a primitive that makes several traps in an `async` block: where the block
+/// was awaited is not known in there, so the traps would be said to be inside the primitive. Of several, one in the other, the outermost counts.
+///
+/// ```
+/// use kernel::{Interrupt, sleep, spawn, wait_until_idle};
+/// use std::{future::Future, time::Duration};
+///
+/// #[track_caller]
+/// fn nap_twice() -> impl Future<Output = Result<(), Interrupt>> {
+///     kernel::traps::at_caller(async {
+///         sleep(Duration::from_secs(1)).await?;
+///         sleep(Duration::from_secs(1)).await.map(drop)
+///     })
+/// }
+///
+/// # kernel::run(async {
+/// let (task, here) = (spawn(async { nap_twice().await }), line!());
+/// wait_until_idle().await.unwrap();
+/// let (_, at) = task.info().unwrap().waits[0];
+/// assert_eq!(at.line(), here);
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub const fn at_caller<F: Future>(future: F) -> AtCaller<F> {
+    let at = Location::caller();
+    AtCaller { at, future }
+}
+
+impl<F: Future> Future for AtCaller<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _calling = Calling::from(this.at);
+        this.future.poll(cx)
+    }
+}
+
+/// While it lives, waits are said to be where the outermost call came from. Dropped, also by a panic, that is over.
+struct Calling {
+    is_outermost: bool,
+}
+
+impl Calling {
+    fn from(at: &'static Location<'static>) -> Self {
+        let enter = |core: &Core| core.with(|state| state.enter_call(at));
+        Self {
+            is_outermost: runtime::with_current(|core| core.is_some_and(enter)),
+        }
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            running(|core| core.with(State::leave_call));
         }
     }
 }

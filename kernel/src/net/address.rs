@@ -1,9 +1,11 @@
 //! Where to connect to, and looking it up.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
+use crate::traps::at_caller;
 use crate::workers::run_in_thread;
 
 /// Where to connect to: an address, a host and a port, or a text such as `localhost:5672` or `[::1]:5672`.
@@ -25,18 +27,21 @@ impl Address {
     ///
     /// # Errors
     /// The resolver's; an [`Interrupt`](crate::Interrupt).
-    pub async fn resolve(self) -> io::Result<Vec<SocketAddr>> {
-        match self.0 {
-            Kind::Known(known) => Ok(vec![known]),
-            Kind::Host(host, port) => match host.parse::<IpAddr>() {
-                Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
-                Err(_) => look_up((host, port)).await,
-            },
-            Kind::Text(text) => match text.parse() {
-                Ok(known) => Ok(vec![known]),
-                Err(_) => look_up(text).await,
-            },
-        }
+    #[track_caller]
+    pub fn resolve(self) -> impl Future<Output = io::Result<Vec<SocketAddr>>> {
+        at_caller(async move {
+            match self.0 {
+                Kind::Known(known) => Ok(vec![known]),
+                Kind::Host(host, port) => match host.parse::<IpAddr>() {
+                    Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
+                    Err(_) => look_up((host, port)).await,
+                },
+                Kind::Text(text) => match text.parse() {
+                    Ok(known) => Ok(vec![known]),
+                    Err(_) => look_up(text).await,
+                },
+            }
+        })
     }
 }
 

@@ -221,6 +221,7 @@ impl Core {
                 serial,
                 current: NIL,
                 scope: ROOT,
+                caller: None,
                 reasons: HashMap::new(),
                 names: HashMap::new(),
                 board,

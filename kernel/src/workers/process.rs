@@ -31,7 +31,7 @@ use crate::cancel::{check_cancellation, shield};
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::process::{Child, Command};
 use crate::sync::Semaphore;
-use crate::traps::{Direction, Source};
+use crate::traps::{Direction, Source, at_caller};
 
 /// The longest message of a pool that was not told otherwise.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -215,16 +215,19 @@ impl ProcessPool {
     ///
     /// # Errors
     /// An [`Interrupt`]; the errors of `waitpid(2)`.
-    pub async fn shutdown(self) -> io::Result<()> {
-        let workers = self.idle.take();
-        for worker in &workers {
-            // They end all at once, each at the end of its input.
-            worker.socket.shutdown(std::net::Shutdown::Both)?;
-        }
-        for worker in &workers {
-            worker.child.wait().await?;
-        }
-        Ok(())
+    #[track_caller]
+    pub fn shutdown(self) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            let workers = self.idle.take();
+            for worker in &workers {
+                // They end all at once, each at the end of its input.
+                worker.socket.shutdown(std::net::Shutdown::Both)?;
+            }
+            for worker in &workers {
+                worker.child.wait().await?;
+            }
+            Ok(())
+        })
     }
 }
 
