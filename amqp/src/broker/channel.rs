@@ -135,8 +135,8 @@ pub(super) struct Channel {
     commits: VecDeque<Mark>,
     /// For methods that name no queue.
     last_queue: Option<Rc<str>>,
-    /// The name behind `amq.rabbitmq.reply-to`, if there is a consumer on it.
-    reply_queue: Option<Rc<str>>,
+    /// What is behind `amq.rabbitmq.reply-to`, if there is a consumer on it.
+    reply_queue: Option<(QueueId, Rc<str>)>,
     last_route: Option<LastRoute>,
 }
 
@@ -320,7 +320,7 @@ impl Channel {
         }
         let mut properties = props.to_properties();
         if direct {
-            let Some(name) = &self.reply_queue else {
+            let Some((_, name)) = &self.reply_queue else {
                 return Err(Fault::precondition("fast reply consumer does not exist"));
             };
             properties.reply_to = Some(name);
@@ -409,7 +409,11 @@ impl Channel {
     ) -> Option<Entry> {
         let message = entry.message.clone();
         let redelivered = entry.redelivered;
-        let (delivery_tag, settled) = if consumer.no_ack {
+        let replies = self.reply_queue.as_ref().map(|(id, _)| *id);
+        let (delivery_tag, settled) = if replies == Some(consumer.queue) {
+            // As RabbitMQ has it, replies use up no tags.
+            (self.unsettled.next_tag(), Some(entry))
+        } else if consumer.no_ack {
             (self.unsettled.skip(), Some(entry))
         } else {
             consumer.unsettled.update(|n| n + 1);
@@ -696,9 +700,7 @@ impl Channel {
             M::Cancel(cancel) => {
                 if let Some(consumer) = self.consumers.remove(cancel.consumer_tag.as_str()) {
                     scope.vhost.leave(&consumer, scope.now);
-                    if self.reply_queue.is_some() && scope.vhost.queue(consumer.queue).is_none() {
-                        self.reply_queue = None;
-                    }
+                    self.reply_queue.take_if(|(id, _)| *id == consumer.queue);
                 }
                 if !cancel.nowait {
                     let consumer_tag = cancel.consumer_tag;
@@ -763,7 +765,8 @@ impl Channel {
                 return Err(Fault::precondition("reply consumer already set"));
             }
             let id = scope.vhost.declare_reply_queue(scope.session, scope.now)?;
-            self.reply_queue = scope.vhost.queue(id).map(|q| q.name.clone());
+            let name = scope.vhost.queue(id).map(|queue| queue.name.clone());
+            self.reply_queue = name.map(|name| (id, name));
             id
         } else {
             let queue = scope.vhost.usable_queue(&name, scope.session)?;

@@ -770,6 +770,14 @@ fn a_reply_finds_its_asker_and_only_while_it_listens() {
     assert_eq!(server.ask(&mut rig, passive(&address)).len(), 1);
     server.publish(&mut rig, "", &address, "answer");
     assert_eq!(rig.read(&mut asker), ["1 deliver answers #1 answer"]);
+    // It has used up no tag.
+    server.publish(&mut rig, "", &address, "again");
+    server.publish(&mut rig, "", "q", "other");
+    assert_eq!(rig.read(&mut asker), ["1 deliver answers #1 again"]);
+    let seen = asker.ask(&mut rig, consume("q", "others"));
+    assert_eq!(seen[1..], ["1 deliver others #1 other"]);
+    server.publish(&mut rig, "", &address, "third");
+    assert_eq!(rig.read(&mut asker), ["1 deliver answers #2 third"]);
     asker.ask(&mut rig, close_channel());
     server.put(
         &mut rig,
