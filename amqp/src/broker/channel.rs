@@ -18,7 +18,8 @@ use crate::proto::content::Content;
 use crate::proto::unsettled::Slots;
 use crate::wire::cold::{self, Method, access, basic, confirm, exchange, queue, short_text, tx};
 use crate::wire::frame::put_content;
-use crate::wire::{Ack, Deliver, GetOk, Nack, Props, Publish, Reject, Return, TableBuf};
+use crate::wire::props::Changes;
+use crate::wire::{Ack, Deliver, GetOk, Nack, Props, PropsBuf, Publish, Reject, Return, TableBuf};
 
 /// What a channel works with while it handles one frame.
 pub(super) struct Scope<'a> {
@@ -219,7 +220,7 @@ impl Channel {
         };
         if let Some(rewritten) = self.rewrite(props)? {
             content.truncate(body_len);
-            content.extend_from_slice(&rewritten);
+            content.extend_from_slice(rewritten.as_bytes());
         }
         let last = self.last_route.as_mut().expect("set above");
         let route = match (&last.route, copies.is_empty()) {
@@ -312,32 +313,29 @@ impl Channel {
     }
 
     /// The properties as consumers see them where they differ: `reply_to` of direct reply-to, and no `BCC`.
-    fn rewrite(&self, props: Props<'_>) -> Result<Option<Vec<u8>>, Fault> {
+    fn rewrite(&self, props: Props<'_>) -> Result<Option<PropsBuf>, Fault> {
         let direct = props.reply_to() == Some(REPLY_TO);
         let blind = props.header("BCC").is_some();
         if !direct && !blind {
             return Ok(None);
         }
-        let mut properties = props.to_properties();
+        let mut changes = Changes::default();
         if direct {
             let Some((_, name)) = &self.reply_queue else {
                 return Err(Fault::precondition("fast reply consumer does not exist"));
             };
-            properties.reply_to = Some(name);
+            changes.reply_to = Some(name);
         }
         let mut headers = TableBuf::new();
-        let invalid = |e| Fault::precondition(format_args!("invalid message: {e}"));
         if blind {
-            for (name, value) in properties.headers.into_iter().flatten() {
+            for (name, value) in props.headers().into_iter().flatten() {
                 if name != "BCC" {
-                    headers.insert(name, value).map_err(invalid)?;
+                    headers.put(name, value);
                 }
             }
-            properties.headers = Some(headers.as_table());
+            changes.headers = Some(headers.as_table());
         }
-        let mut bytes = Vec::new();
-        properties.encode_into(&mut bytes).map_err(invalid)?;
-        Ok(Some(bytes))
+        Ok(Some(props.changed(&changes)))
     }
 
     /// Whether publishings of it are answered, or commits wait for the store.

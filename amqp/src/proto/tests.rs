@@ -678,7 +678,16 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             vec![7, 0, 1, 0, 0, 0, 1, 9, 0xCE],
-            "0 close 501 FRAME_ERROR - type 7, all octets = <<9>>: unknown_frame 0 0",
+            r#"0 close 501 FRAME_ERROR - type 7, all octets = <<"\t">>: unknown_frame 0 0"#,
+        ),
+        (
+            [
+                &[7, 0, 1, 0, 0, 0, 18][..],
+                b"GET / HTTP/1.1\r\n\r\n",
+                &[0xCE],
+            ]
+            .concat(),
+            r#"0 close 501 FRAME_ERROR - type 7, first 16 octets = <<"GET / HTTP/1.1\r\n">>: unknown_frame 0 0"#,
         ),
         (
             vec![1, 0, 1, 0, 0, 0, 2, 0, 60, 0xCE],
@@ -690,7 +699,7 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             vec![3, 0, 0, 0, 0, 0, 1, 65, 0xCE],
-            "0 close 505 UNEXPECTED_FRAME - type 3, all octets = <<65>> 0 0",
+            r#"0 close 505 UNEXPECTED_FRAME - type 3, all octets = <<"A">> 0 0"#,
         ),
         (
             method(60, 80, &[0, 0]),
@@ -756,7 +765,7 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             then(&|b| b.extend([2, 0, 1, 0, 0, 0, 3, 0, 60, 0, 0xCE])),
-            "0 close 501 FRAME_ERROR - content header is cut short 60 60",
+            "0 close 501 FRAME_ERROR - type 2, all octets = <<0,60,0>>: unknown_frame 60 60",
         ),
         (
             {
@@ -777,6 +786,14 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         (
             then(&|b| put_content(b, 1, empty, b"", 4088)),
             "0 close 530 NOT_ALLOWED - delivery for unknown consumer 't' 60 60",
+        ),
+        (
+            then(&|b| {
+                let at = b.len();
+                put_content_header(b, 1, empty, 0);
+                b[at + 10] = 1;
+            }),
+            "0 close 505 UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead 60 60",
         ),
         (
             start,
