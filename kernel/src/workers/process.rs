@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitStatus};
@@ -184,11 +184,14 @@ impl ProcessPool {
                         function: function.to_owned(),
                         status,
                     },
-                    Ok(status) if is_hangup(&error) => ProcessCallError::Start {
-                        error: io::Error::other(format!(
-                            "it ended with {status} at once; {NO_MAIN}"
-                        )),
-                    },
+                    Ok(status) if is_hangup(&error) => {
+                        let text = match status.signal() {
+                            Some(_) => format!("it ended with {status} at once"),
+                            None => format!("it ended with {status} at once; {NO_MAIN}"),
+                        };
+                        let error = io::Error::other(text);
+                        ProcessCallError::Start { error }
+                    }
                     _ => ProcessCallError::Broken { error },
                 })
             }
