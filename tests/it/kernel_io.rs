@@ -19,7 +19,8 @@ use kernel::net::{
 use kernel::process::{Command, ProcessError};
 use kernel::signal::{self, SignalEvent, SignalQueue};
 use kernel::{
-    Builder, Interrupt, MaybeInterrupt, VirtualClock, sleep, spawn, timeout_after, traps, yield_now,
+    Builder, Interrupt, MaybeInterrupt, ResourceBusy, VirtualClock, sleep, spawn, timeout_after,
+    traps, yield_now,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,6 +59,11 @@ fn interrupted_by<T, E: MaybeInterrupt>(outcome: &Result<T, E>, interrupt: Inter
 
 fn is_timeout<T, E: MaybeInterrupt>(outcome: &Result<T, E>) -> bool {
     interrupted_by(outcome, Interrupt::TaskTimeout)
+}
+
+/// Which direction is another task's, if that is why a call was refused.
+fn busy<T>(outcome: &io::Result<T>) -> Option<&ResourceBusy> {
+    outcome.as_ref().err()?.get_ref()?.downcast_ref()
 }
 
 fn kind<T>(outcome: io::Result<T>) -> io::ErrorKind {
@@ -325,7 +331,9 @@ fn one_task_reads_while_another_writes_and_each_is_woken_for_its_own() {
         let waiting = (Some(reader.id()), Some(writer.id()));
         assert_eq!(traps::io_waiting(&*ours), waiting);
         // A second writer beside both waiters is refused, and takes nobody's place.
-        assert_eq!(kind(ours.write(b"x").await), io::ErrorKind::ResourceBusy);
+        let refused = ours.write(b"x").await;
+        assert_eq!(busy(&refused), Some(&ResourceBusy { writing: true }));
+        assert_eq!(kind(refused), io::ErrorKind::ResourceBusy);
         assert_eq!(traps::io_waiting(&*ours), waiting);
 
         drain(&theirs, big.len()).await?;
@@ -351,6 +359,7 @@ fn a_second_reader_is_refused_and_the_first_is_served() {
         });
         settle().await;
         let refused = ours.read(&mut [0; 10]).await;
+        assert_eq!(busy(&refused), Some(&ResourceBusy { writing: false }));
         assert_eq!(kind(refused), io::ErrorKind::ResourceBusy);
         theirs.write_all(b"hello").await?;
         assert_eq!(reader.join().await.unwrap()?, 5);

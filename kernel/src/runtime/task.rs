@@ -1094,12 +1094,13 @@ mod tests {
     fn blocks_outlive_their_pool() {
         let layout = Layout::from_size_align(256, 8).unwrap();
         let pool = Box::new(Pool::new());
-        let mut blocks = take(&pool, layout, 300);
+        let mut blocks = take(&pool, layout, 3000);
+        assert!(pool.chunks(layout).0 > 2, "each is freed by itself later");
         for block in blocks.drain(100..200) {
             give(block);
         }
         drop(pool);
-        for (n, &block) in (0..100).chain(200..300).zip(&blocks) {
+        for (n, &block) in (0..100).chain(200..3000).zip(&blocks) {
             assert!(is_filled(block, layout, n));
         }
         blocks.into_iter().for_each(give);

@@ -589,6 +589,7 @@ fn what_is_pending_is_told_at_the_entry_of_every_blocking_trap_and_nothing_is_re
             Ok::<_, Interrupt>(())
         });
         outcome.await.unwrap();
+        assert_eq!(pending_cancellation(), None);
         sleep(s(1)).await.unwrap();
     });
 }

@@ -12,7 +12,7 @@ use kernel::{Interrupt, Kernel, sleep, spawn, yield_now};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::ms;
+use super::{Story, ms, virtual_kernel};
 
 /// A foreign loop, in real time: it knows the kernel's descriptor and the deadline, and nothing else.
 struct Host<'env> {
@@ -163,6 +163,25 @@ fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     assert!(is_readable(&kernel));
     kernel.turn(Some(Duration::ZERO)).unwrap();
     assert!(task.is_terminated());
+}
+
+#[test]
+fn what_is_woken_between_turns_goes_before_what_is_spawned_after() {
+    let (mut kernel, _) = virtual_kernel();
+    let (story, lot) = (Story::default(), Rc::new(kernel::traps::Lot::new()));
+    let (teller, parked) = (story.clone(), lot.clone());
+    kernel.spawn(async move {
+        kernel::traps::sched_wait(&parked, kernel::WaitKind::Event)
+            .await
+            .unwrap();
+        teller.tell("woken");
+    });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    kernel::traps::sched_wake(&lot, 1);
+    let teller = story.clone();
+    kernel.spawn(async move { teller.tell("spawned") });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    story.assert(&["woken", "spawned"]);
 }
 
 /// Accepts: embed/fair_turn, sweepea-defect/S12

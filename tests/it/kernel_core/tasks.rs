@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::{
     Builder, Interrupt, JoinError, Kernel, RunError, TaskState, VirtualClock, WaitKind,
-    current_task, now, sleep, spawn, yield_now,
+    current_task, now, sleep, spawn, timeout_after, yield_now,
 };
 
 use super::{Story, Teller, ms, run, run_with, s, told_of_sleep, virtual_kernel};
@@ -441,6 +441,42 @@ fn a_main_task_that_nothing_can_wake_is_a_deadlock_with_a_dump() {
     assert_eq!(kernel.run(async { 3 }).unwrap(), 3);
     // A task that joins itself waits for ever.
     let outcome = kernel.run(async { current_task().wait().await });
+    assert!(matches!(outcome, Err(RunError::Deadlock(_))));
+}
+
+#[test]
+fn no_wait_that_is_over_hides_a_deadlock() {
+    use kernel::traps::{future_wait, io_release, read_wait};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    let (mut kernel, _) = virtual_kernel();
+    let outcome = kernel.run(async {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"x").unwrap();
+        read_wait(&ours).await.unwrap();
+        ours.read_exact(&mut [0]).unwrap();
+        let late = timeout_after(ms(1), async { read_wait(&ours).await });
+        assert!(late.await.is_err());
+        let mut abandoned = Box::pin(read_wait(&ours));
+        assert!(futures::poll!(&mut abandoned).is_pending());
+        drop(abandoned);
+        let mut released = Box::pin(read_wait(&ours));
+        assert!(futures::poll!(&mut released).is_pending());
+        io_release(&ours);
+        released.await.unwrap_err();
+
+        future_wait(drop).await.unwrap();
+        let mut kept = None;
+        let late = timeout_after(ms(1), future_wait(|completer| kept = Some(completer)));
+        assert!(late.await.is_err());
+        let mut abandoned = Box::pin(future_wait(|completer| kept = Some(completer)));
+        assert!(futures::poll!(&mut abandoned).is_pending());
+        drop(abandoned);
+        drop(kept);
+        sleep(ms(1)).await.unwrap();
+        std::future::pending::<()>().await;
+    });
     assert!(matches!(outcome, Err(RunError::Deadlock(_))));
 }
 

@@ -2,8 +2,8 @@
 
 use futures::future::{join, select};
 use kernel::{
-    Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, shield, sleep, spawn,
-    timeout_after, timeout_at, yield_now,
+    Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, pending_cancellation,
+    shield, sleep, spawn, timeout_after, timeout_at, yield_now,
 };
 
 use log::Level;
@@ -33,8 +33,12 @@ fn tell(story: &Story, name: &str, outcome: Result<(), Interrupt>) {
 #[test]
 fn a_sleep_that_is_too_long_times_out() {
     run_with(async |clock| {
-        let outcome = timeout_after(ms(100), sleep(s(1))).await;
-        assert_eq!(outcome, Err(Interrupt::TaskTimeout));
+        let outcome = timeout_after(ms(100), async {
+            let outcome = sleep(s(1)).await;
+            assert_eq!(pending_cancellation(), None, "it was told");
+            outcome
+        });
+        assert_eq!(outcome.await, Err(Interrupt::TaskTimeout));
         assert_eq!(clock.elapsed(), ms(100));
     });
 }
@@ -118,6 +122,23 @@ fn r7_swallowing_the_timeout_of_an_outer_block_wins_no_time() {
         "coro2 start",
         "parent timeout",
     ]);
+}
+
+#[test]
+fn r7_nor_does_swallowing_it_inside_of_the_inner_block() {
+    run_with(async |clock| {
+        let outer = timeout_after(s(1), async {
+            timeout_after(s(50), async {
+                assert_eq!(sleep(s(40)).await, Err(Interrupt::TaskTimeout));
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            assert_eq!(pending_cancellation(), Some(Interrupt::TaskTimeout));
+            sleep(s(40)).await
+        });
+        assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(1));
+    });
 }
 
 /// Accepts: curio/kernel/nested_context_timeout
@@ -299,6 +320,25 @@ fn r9_a_cancellation_switches_the_timeouts_off() {
     ]);
 }
 
+/// There is nothing to switch off where no deadline is, or where it has been told of.
+#[test]
+fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
+    run(async {
+        let endless = spawn(timeout_after(None, sleep(s(9))));
+        let expired = spawn(timeout_after(s(1), async {
+            let interrupt = sleep(s(9)).await.unwrap_err();
+            sleep(s(9)).await.unwrap_err();
+            Err::<(), _>(interrupt)
+        }));
+        sleep(s(2)).await.unwrap();
+        endless.cancel().await.unwrap();
+        let outcome = endless.join().await.unwrap();
+        assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+        expired.cancel().await.unwrap();
+        assert_eq!(expired.join().await.unwrap(), Err(Interrupt::TaskTimeout));
+    });
+}
+
 #[test]
 fn r9_a_timeout_behind_a_shield_outlives_a_cancellation() {
     for stall in [false, true] {
@@ -379,14 +419,23 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
             assert_eq!(late, Ok("result"));
             sleep(s(5)).await.unwrap();
             assert_eq!(clock.elapsed(), s(7), "no timeout later");
-            let in_time = timeout_after(s(1), sleep(ms(1))).await;
-            in_time.unwrap();
         });
     });
     if cfg!(debug_assertions) {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("after its deadline"), "{warnings:?}");
     }
+    let warnings = lines_of(Level::Warn, || {
+        run(async { timeout_after(s(1), sleep(ms(1))).await.unwrap() });
+    });
+    assert!(warnings.is_empty(), "{warnings:?}");
+    // One that has expired where nobody could be told.
+    let warnings = lines_of(Level::Warn, || {
+        run(async {
+            timeout_after(s(1), shield(sleep(s(2)))).await.unwrap();
+        });
+    });
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
 }
 
 /// Accepts: trap/set_timeout, trap/unset_timeout

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use futures::channel::oneshot;
 use futures::future::join;
@@ -17,7 +19,10 @@ use kernel::{
     spawn, timeout_after, yield_now,
 };
 
-use super::{Story, ms, run, run_with, s, told_of_sleep};
+use log::Level;
+
+use super::logged::lines_of;
+use super::{Story, ms, run, run_with, s, told_of_sleep, virtual_kernel};
 
 /// One stands in the lot with a waker that a combinator made, the others with their task's own.
 #[test]
@@ -79,6 +84,28 @@ fn a_lot_wakes_as_many_as_asked_in_the_order_they_came() {
         assert!(lot.is_empty());
     });
     story.assert(&["a", "c", "|", "d", "e"]);
+}
+
+/// The kind says where the kernel keeps a wait: a caller cannot have it look for a lot's in the timer wheel.
+#[test]
+fn a_kind_that_no_lot_has_is_custom() {
+    run(async {
+        let lot = Rc::new(Lot::new());
+        for kind in [
+            WaitKind::Sleep,
+            WaitKind::Read,
+            WaitKind::Remote,
+            WaitKind::Join,
+        ] {
+            let parked = lot.clone();
+            let task = spawn(async move { sched_wait(&parked, kind).await });
+            yield_now().await.unwrap();
+            let info = kernel::tasks().pop().unwrap();
+            assert_eq!((info.id, info.waits[0].0), (task.id(), WaitKind::Custom));
+            task.cancel().await.unwrap();
+            assert!(lot.is_empty());
+        }
+    });
 }
 
 #[test]
@@ -282,6 +309,25 @@ fn a_reader_and_a_writer_share_a_descriptor_and_a_second_of_each_is_refused() {
     });
 }
 
+/// The poller told that it was readable while nobody asked.
+#[test]
+fn what_was_readable_before_is_told_although_another_task_waits_to_write() {
+    run(async {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Rc::new(ours);
+        ours.set_nonblocking(true).unwrap();
+        while (&*ours).write(&[0; 65536]).is_ok() {}
+        let writing = ours.clone();
+        let writer = spawn(async move { write_wait(&writing).await });
+        yield_now().await.unwrap();
+        theirs.write_all(b"x").unwrap();
+        sleep(ms(1)).await.unwrap();
+        let readable = timeout_after(s(1), async { read_wait(&ours).await });
+        readable.await.unwrap();
+        assert_eq!(io_waiting(&ours), (None, Some(writer.id())));
+    });
+}
+
 /// Accepts: trap/io_release
 #[test]
 fn releasing_a_descriptor_tells_whoever_waits_for_it() {
@@ -296,6 +342,59 @@ fn releasing_a_descriptor_tells_whoever_waits_for_it() {
         assert_eq!(error.kind(), ErrorKind::NotConnected);
         assert_eq!(io_waiting(&ours), (None, None));
     });
+}
+
+/// Between turns, and while another kernel runs.
+#[test]
+fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
+    use kernel::traps::{Direction, Source};
+
+    for inside_another in [false, true] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let (mut kernel, _) = virtual_kernel();
+        let read = || (&ours).read(&mut [0]);
+        let first = async {
+            let first = source.ready_op(Direction::Read, read);
+            let write = async { theirs.write_all(b"xy").unwrap() };
+            join(first, write).await.0.unwrap()
+        };
+        assert_eq!(kernel.run(first).unwrap(), 1);
+        assert_eq!(read().unwrap(), 1);
+        if inside_another {
+            run(async { source.clear_ready(Direction::Read) });
+        } else {
+            source.clear_ready(Direction::Read);
+        }
+        let mut calls = 0;
+        let again = async {
+            let again = source.ready_op(Direction::Read, || {
+                calls += 1;
+                read()
+            });
+            timeout_after(s(1), async { again.await }).await
+        };
+        assert!(kernel.run(again).unwrap().is_err());
+        assert_eq!(calls, 0, "it would block");
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_closed_while_it_is_waited_for_is_told_of_in_the_log() {
+    let lines = lines_of(Level::Debug, || {
+        run(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let mut wait = Box::pin(read_wait(&ours));
+            assert!(futures::poll!(&mut wait).is_pending());
+            drop(ours);
+            drop(wait);
+        });
+    });
+    let told = lines
+        .iter()
+        .filter(|line| line.contains("closed before it was released"));
+    assert_eq!(told.count(), 1, "{lines:?}");
 }
 
 #[test]
@@ -362,9 +461,56 @@ fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
 }
 
 #[test]
+fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
+    let story = Story::default();
+    run(async {
+        let (sender, receiver) = oneshot::channel::<()>();
+        let teller = story.clone();
+        let woken = spawn(async move {
+            receiver.await.unwrap();
+            teller.tell("woken");
+        });
+        yield_now().await.unwrap();
+        sender.send(()).unwrap();
+        let teller = story.clone();
+        let spawned = spawn(async move { teller.tell("spawned") });
+        woken.join().await.unwrap();
+        spawned.join().await.unwrap();
+    });
+    story.assert(&["woken", "spawned"]);
+}
+
+#[test]
 #[should_panic(expected = "no kernel runs on this thread")]
 fn a_trap_outside_a_kernel_panics_with_a_clear_text() {
     futures::executor::block_on(async { sleep(s(1)).await.unwrap() });
+}
+
+/// As a call from another thread may try, even with the waker of the task that ran last.
+#[test]
+fn a_trap_between_two_tasks_panics_with_a_clear_text() {
+    thread_local! {
+        static LAST: RefCell<Option<Waker>> = const { RefCell::new(None) };
+    }
+    let lines = lines_of(Level::Error, || {
+        run(async {
+            get_kernel().await.call(|| {
+                let waker = LAST.take().unwrap();
+                let _ = Pin::new(&mut yield_now()).poll(&mut Context::from_waker(&waker));
+            });
+            std::future::poll_fn(|cx| {
+                LAST.set(Some(cx.waker().clone()));
+                Poll::Ready(())
+            })
+            .await;
+            sleep(ms(1)).await.unwrap();
+        });
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("a trap was polled outside of a task"),
+        "{lines:?}"
+    );
 }
 
 #[test]
