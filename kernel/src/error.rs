@@ -139,7 +139,46 @@ impl From<&'static str> for Reason {
     }
 }
 
-/// An error type that can carry an [`Interrupt`], so that timeouts and cancellation travel through it with `?`.
+/// An error type that can carry an [`Interrupt`], so that timeouts and cancellation travel through it with `?`. [`io::Error`] and the boxed `dyn Error`s are such,
+/// and one of your own is with a variant more:
+///
+/// ```
+/// use std::time::Duration;
+/// use kernel::{Interrupt, MaybeInterrupt, sleep, timeout_after};
+///
+/// #[derive(Debug)]
+/// enum OrderError {
+///     SoldOut,
+///     Interrupted(Interrupt),
+/// }
+///
+/// impl From<Interrupt> for OrderError {
+///     fn from(interrupt: Interrupt) -> Self {
+///         Self::Interrupted(interrupt)
+///     }
+/// }
+///
+/// impl MaybeInterrupt for OrderError {
+///     fn interrupt(&self) -> Option<&Interrupt> {
+///         match self {
+///             Self::Interrupted(interrupt) => Some(interrupt),
+///             Self::SoldOut => None,
+///         }
+///     }
+/// }
+///
+/// async fn order(pieces: u32) -> Result<(), OrderError> {
+///     sleep(Duration::from_millis(20)).await?;
+///     if pieces > 9 { Err(OrderError::SoldOut) } else { Ok(()) }
+/// }
+///
+/// # kernel::run(async {
+/// let late = timeout_after(Duration::from_millis(1), order(1)).await;
+/// assert!(matches!(late, Err(OrderError::Interrupted(Interrupt::TaskTimeout))));
+/// let refused = timeout_after(Duration::from_secs(60), order(10)).await;
+/// assert!(matches!(refused, Err(OrderError::SoldOut)));
+/// # }).unwrap();
+/// ```
 pub trait MaybeInterrupt: From<Interrupt> {
     /// The interrupt inside, if that is what this error is.
     fn interrupt(&self) -> Option<&Interrupt>;
@@ -172,6 +211,12 @@ impl MaybeInterrupt for io::Error {
 }
 
 impl MaybeInterrupt for Box<dyn std::error::Error> {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        Interrupt::find_in(&**self)
+    }
+}
+
+impl MaybeInterrupt for Box<dyn std::error::Error + Send + Sync> {
     fn interrupt(&self) -> Option<&Interrupt> {
         Interrupt::find_in(&**self)
     }

@@ -342,7 +342,7 @@ impl Drop for Child {
 #[non_exhaustive]
 pub enum ProcessError {
     /// It ended by itself, without success (Curio's `CalledProcessError`).
-    #[error("the child failed: {}", .0.status)]
+    #[error("the child failed: {}{}", .0.status, last_words(&.0.stderr))]
     Failed(Output),
     /// It could not be started, or was killed because the caller was interrupted or a pipe broke.
     #[error("{error}")]
@@ -355,6 +355,18 @@ pub enum ProcessError {
         /// The errors it had written until then.
         stderr: Vec<u8>,
     },
+}
+
+/// The last line of what a child wrote to its errors, which most often says what is wrong.
+fn last_words(stderr: &[u8]) -> String {
+    let mut lines = stderr.rsplit(|&byte| byte == b'\n');
+    match lines.find(|line| !line.trim_ascii().is_empty()) {
+        None => String::new(),
+        Some(line) => {
+            let line = String::from_utf8_lossy(&line[..line.len().min(400)]);
+            format!(": {}", line.trim())
+        }
+    }
 }
 
 impl From<io::Error> for ProcessError {
@@ -463,4 +475,32 @@ fn reap_orphans() {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_failed_is_quoted() {
+        for (stderr, text) in [
+            ("", "the child failed: exit status: 3"),
+            (" \n\n", "the child failed: exit status: 3"),
+            (
+                "looking\r\nno such host \r\n\n",
+                "the child failed: exit status: 3: no such host",
+            ),
+        ] {
+            let status = Command::new("sh")
+                .as_std_mut()
+                .args(["-c", "exit 3"])
+                .status();
+            let failed = ProcessError::Failed(Output {
+                status: status.unwrap(),
+                stdout: Vec::new(),
+                stderr: stderr.into(),
+            });
+            assert_eq!(failed.to_string(), text);
+        }
+    }
 }

@@ -91,6 +91,37 @@ impl SignalQueue {
 }
 
 /// Is set by the first of its signals, and stays set (Curio's `SignalEvent`). Any number of tasks may wait for it.
+///
+/// A server that takes its leave when it is told to: each client's handler is interrupted where it waits, and may say goodbye before the program ends.
+///
+/// ```
+/// use kernel::net::{Server, TcpStream};
+/// use kernel::signal::{SIGINT, SIGTERM, SignalEvent};
+/// use kernel::spawn;
+/// use std::io;
+///
+/// async fn serve(client: TcpStream) -> io::Result<()> {
+///     let mut buf = [0; 1024];
+///     let ended = loop {
+///         match client.read(&mut buf).await {
+///             Ok(0) => return Ok(()),
+///             Ok(n) => client.write_all(&buf[..n]).await?,
+///             Err(error) => break error, // also an interrupt
+///         }
+///     };
+///     client.write_all(b"goodbye\n").await?;
+///     Err(ended)
+/// }
+///
+/// # kernel::run(async {
+/// let stop = SignalEvent::new(&[SIGINT, SIGTERM])?;
+/// let server = spawn(Server::new().tcp("127.0.0.1:0", serve));
+/// # let pid = std::process::id().to_string();
+/// # assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status()?.success());
+/// stop.wait().await?;
+/// server.cancel().await?; // and waits until all clients have ended
+/// # io::Result::Ok(()) }).unwrap().unwrap();
+/// ```
 #[derive(Debug)]
 pub struct SignalEvent {
     state: Rc<EventState>,

@@ -480,6 +480,47 @@ fn requeue_with_care(waker: &Waker) -> Poll<Result<(), Interrupt>> {
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
 ///
 /// Belongs to the kernel in which a task first waits in it, until that ends. Dropping it wakes those who still wait.
+///
+/// Enough for a primitive of one's own, here a gate that lets tasks pass while it is open:
+///
+/// ```
+/// use kernel::traps::{Lot, WaitKind, sched_wait, sched_wake};
+/// use kernel::{Interrupt, spawn, wait_until_idle};
+/// use std::{cell::Cell, rc::Rc};
+///
+/// #[derive(Default)]
+/// struct Gate {
+///     is_open: Cell<bool>,
+///     waiting: Lot,
+/// }
+///
+/// impl Gate {
+///     /// Cancellation point: only if the gate is closed.
+///     async fn pass(&self) -> Result<(), Interrupt> {
+///         while !self.is_open.get() {
+///             sched_wait(&self.waiting, WaitKind::Custom).await?;
+///         }
+///         Ok(())
+///     }
+///
+///     fn open(&self) {
+///         self.is_open.set(true);
+///         sched_wake(&self.waiting, usize::MAX);
+///     }
+/// }
+///
+/// # kernel::run(async {
+/// let gate = Rc::new(Gate::default());
+/// let guest = spawn({
+///     let gate = gate.clone();
+///     async move { gate.pass().await }
+/// });
+/// wait_until_idle().await.unwrap();
+/// assert!(!guest.is_terminated());
+/// gate.open();
+/// guest.join().await.unwrap().unwrap();
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Lot {
     id: Cell<u32>,
@@ -755,6 +796,28 @@ impl Future for IdleWait {
 /// can come too early; if an interrupt is pending it is not called at all.
 ///
 /// Cancellation point: yes. If dropped, a later answer does nothing.
+///
+/// ```
+/// use kernel::traps::future_wait;
+///
+/// # kernel::run(async {
+/// // Somebody else's thread, with a callback.
+/// fn ask(callback: impl FnOnce(u32) + Send + 'static) {
+///     std::thread::spawn(move || callback(42));
+/// }
+///
+/// let (sender, answer) = std::sync::mpsc::channel();
+/// future_wait(|completer| {
+///     ask(move |value| {
+///         sender.send(value).unwrap();
+///         completer.complete();
+///     })
+/// })
+/// .await
+/// .unwrap();
+/// assert_eq!(answer.try_recv(), Ok(42));
+/// # }).unwrap();
+/// ```
 #[track_caller]
 pub fn future_wait<F: FnOnce(Completer)>(start: F) -> FutureWait<F> {
     FutureWait {

@@ -34,11 +34,11 @@ impl Address {
                 Kind::Known(known) => Ok(vec![known]),
                 Kind::Host(host, port) => match host.parse::<IpAddr>() {
                     Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
-                    Err(_) => look_up((host, port)).await,
+                    Err(_) => look_up(&host.clone(), (host, port)).await,
                 },
                 Kind::Text(text) => match text.parse() {
                     Ok(known) => Ok(vec![known]),
-                    Err(_) => look_up(text).await,
+                    Err(_) => look_up(&text.clone(), text).await,
                 },
             }
         })
@@ -110,18 +110,15 @@ impl From<String> for Address {
     }
 }
 
-async fn look_up<N>(name: N) -> io::Result<Vec<SocketAddr>>
+async fn look_up<N>(host: &str, name: N) -> io::Result<Vec<SocketAddr>>
 where
-    N: ToSocketAddrs + fmt::Debug + Send + 'static,
+    N: ToSocketAddrs + Send + 'static,
 {
-    run_in_thread(move || match name.to_socket_addrs() {
-        Ok(found) => Ok(found.collect()),
-        Err(error) => {
-            let text = format!("cannot look up {name:?}: {error}");
-            Err(io::Error::new(error.kind(), text))
-        }
+    let found = run_in_thread(move || Ok(name.to_socket_addrs()?.collect()));
+    found.await?.map_err(|error: io::Error| {
+        let text = format!("cannot look up {host:?}: {error}");
+        io::Error::new(error.kind(), text)
     })
-    .await?
 }
 
 #[cfg(test)]

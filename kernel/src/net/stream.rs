@@ -283,6 +283,21 @@ impl<S: Read> Stream<S> {
     }
 }
 
+#[cfg(feature = "tls")]
+impl<T: AsFd> Stream<super::tls::TlsStream<Io<T>>>
+where
+    for<'a> &'a T: io::Read + io::Write,
+{
+    /// Ends the connection as TLS wants, as [`TlsStream::close`](super::TlsStream::close). What is in the buffer is gone.
+    ///
+    /// # Errors
+    /// As [`Io::write`].
+    #[track_caller]
+    pub fn close(self) -> impl Future<Output = io::Result<()>> {
+        self.inner.close()
+    }
+}
+
 impl<S: Write> Stream<S> {
     /// Writes all of `data`, straight to the connection, and waits until the system has it.
     ///

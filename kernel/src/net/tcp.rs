@@ -31,12 +31,12 @@ impl Default for Listening {
     }
 }
 
-/// Accepts TCP connections.
+/// Accepts TCP connections. Its methods are on the page of [`Io`], as are those of all sockets.
 ///
 /// If dropped, it is closed, and connections nobody accepted are refused.
 pub type TcpListener = Io<net::TcpListener>;
 
-/// A TCP connection.
+/// A TCP connection. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; what was written is sent first.
 pub type TcpStream = Io<net::TcpStream>;

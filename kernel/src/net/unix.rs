@@ -15,12 +15,12 @@ use super::tcp::Listening;
 use crate::time::sleep;
 use crate::traps::{Direction, ReadyOp, at_caller};
 
-/// Accepts Unix domain connections.
+/// Accepts Unix domain connections. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; its path stays in the file system, and binding to it again fails before it is removed.
 pub type UnixListener = Io<net::UnixListener>;
 
-/// A Unix domain connection.
+/// A Unix domain connection. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; what was written can still be read by the other side.
 pub type UnixStream = Io<net::UnixStream>;
