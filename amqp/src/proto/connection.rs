@@ -29,7 +29,7 @@ use super::heartbeat::{Beat, Heartbeat};
 use super::outbox::Outbox;
 use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
-use crate::wire::cold::{self, Method, basic, channel, confirm, connection};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection, tx};
 use crate::wire::frame::put_heartbeat;
 use crate::wire::{Props, Publish, Splitter};
 
@@ -288,7 +288,7 @@ impl Connection {
     /// not like it closes the connection.
     ///
     /// # Errors
-    /// [`Refused::NotOpen`]; [`Refused::Encode`] if the reason is longer than 255 bytes.
+    /// [`Refused::NotOpen`]; [`Refused::Encode`] if the reason is longer than 255 bytes, or the secret than a frame.
     pub fn update_secret(
         &mut self,
         secret: &str,
@@ -300,7 +300,7 @@ impl Connection {
             reason: cold::short("reason", reason)?,
         };
         let update = Method::Connection(connection::AMQPMethod::UpdateSecret(update));
-        cold::put(self.out.lane(0), 0, &update);
+        cold::try_put(self.out.lane(0), 0, &update, self.splitter.max_payload())?;
         let n = self.next_request;
         self.next_request += 1;
         self.secrets.push_back((n, true));
@@ -370,7 +370,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`Refused::NotARequest`] for methods without a reply (`nowait`), and for those that have a function of their own here;
-    /// otherwise as [`Connection::close_channel`].
+    /// [`Refused::Encode`] for arguments larger than a frame; otherwise as [`Connection::close_channel`].
     pub fn request(&mut self, key: ChannelKey, method: &Method) -> Result<ReqId, Refused> {
         let purpose = match method {
             Method::Basic(basic::AMQPMethod::Consume(_) | basic::AMQPMethod::Cancel(_))
@@ -378,7 +378,11 @@ impl Connection {
                 return Err(Refused::NotARequest);
             }
             Method::Basic(basic::AMQPMethod::Get(get)) => Purpose::Get { no_ack: get.no_ack },
-            Method::Basic(basic::AMQPMethod::Recover(_)) => Purpose::Recover,
+            Method::Basic(basic::AMQPMethod::Recover(_)) => {
+                // Behind it, acks given before would be for tags that the broker has forgotten.
+                self.flush_acks();
+                Purpose::Recover
+            }
             Method::Tx(_) => {
                 // Acks given before belong to this transaction.
                 self.flush_acks();
@@ -387,10 +391,15 @@ impl Connection {
             _ => Purpose::Other,
         };
         let request = self.ask(key, method, purpose)?;
-        if let Method::Confirm(confirm::AMQPMethod::Select(_)) = method
-            && let Some(channel) = self.channel_mut(key)
-        {
-            channel.confirms.get_or_insert_default();
+        if let Some(channel) = self.channel_mut(key) {
+            match method {
+                Method::Basic(basic::AMQPMethod::Recover(_)) => channel.unsettled.recovers(),
+                Method::Confirm(confirm::AMQPMethod::Select(_)) => {
+                    channel.confirms.get_or_insert_default();
+                }
+                Method::Tx(tx::AMQPMethod::Select(_)) => channel.unsettled.transactional(),
+                _ => {}
+            }
         }
         Ok(request)
     }
@@ -600,7 +609,8 @@ impl Connection {
         if !channel.takes_requests() {
             return Err(Refused::ChannelGone);
         }
-        cold::put(self.out.lane(key.id), key.id, method);
+        let max_payload = self.splitter.max_payload();
+        cold::try_put(self.out.lane(key.id), key.id, method, max_payload)?;
         channel.waiters.push_back(Waiter {
             n,
             reply,

@@ -99,10 +99,13 @@ impl Down {
     pub fn is_final(&self) -> bool {
         match self {
             Self::ClosedByUs => true,
-            Self::ClosedByPeer(reason) => matches!(
-                reason.code,
-                ReplyCode::ACCESS_REFUSED | ReplyCode::NOT_ALLOWED | ReplyCode::INVALID_PATH
-            ),
+            Self::ClosedByPeer(reason) => match reason.code {
+                ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,
+                // RabbitMQ has no other code for a user or a virtual host with as many connections as it may have. Those that a network has lost
+                // count until their heartbeats are missed, so whoever comes back at once has to come again.
+                ReplyCode::NOT_ALLOWED => !reason.text.contains("connection limit"),
+                _ => false,
+            },
             Self::Handshake(error) => !matches!(error, HandshakeError::Violation(_)),
             Self::Violation(_) | Self::HeartbeatMissed(_) | Self::Eof | Self::Io(_) => false,
         }

@@ -140,6 +140,12 @@ impl Default for Splitter {
     }
 }
 
+/// A header frame without room for what each header has.
+#[cold]
+pub(super) fn short_header(payload: &[u8]) -> WireError {
+    frame_error(HEADER, payload, format_args!("unknown_frame"))
+}
+
 #[cold]
 fn frame_error(kind: u8, payload: &[u8], cause: fmt::Arguments<'_>) -> WireError {
     let detail = format_args!("type {kind}, {}: {cause}", Snippet(payload));
@@ -158,9 +164,23 @@ struct Snippet<'a>(&'a [u8]);
 impl fmt::Display for Snippet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.get(..16) {
-            Some(first) => write!(f, "first 16 octets = {}", Erlang(first)),
-            None => write!(f, "all octets = {}", Erlang(self.0)),
+            Some(first) => write!(f, "first 16 octets = {}", ErlangText(first)),
+            None => write!(f, "all octets = {}", ErlangText(self.0)),
         }
+    }
+}
+
+/// Bytes as Erlang's `~p` prints a binary: as text if that is what it is.
+struct ErlangText<'a>(&'a [u8]);
+
+impl fmt::Display for ErlangText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t');
+        if self.0.is_empty() || !self.0.iter().all(is_text) {
+            return Erlang(self.0).fmt(f);
+        }
+        // Of these characters, Rust escapes the same as Erlang, and alike.
+        write!(f, "<<{:?}>>", String::from_utf8_lossy(self.0))
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) use state::{State, nanos};
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
-use crate::error::{Interrupt, RunError, panic_text};
+use crate::error::{Interrupt, RunError, drop_quietly, panic_text};
 use inbox::{InboxOwner, Note};
 use nodes::Nodes;
 use reactor::Reactor;
@@ -221,6 +221,7 @@ impl Core {
                 serial,
                 current: NIL,
                 scope: ROOT,
+                caller: None,
                 reasons: HashMap::new(),
                 names: HashMap::new(),
                 board,
@@ -642,7 +643,7 @@ impl Core {
                     // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                         log::error!("panic in a remote call: {}", panic_text(&*panic));
-                        task::drop_quietly(panic);
+                        drop_quietly(panic);
                     }
                 }
             }

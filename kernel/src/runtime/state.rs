@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) current: u32,
     /// The scope whose block is being polled.
     pub(super) scope: u32,
+    /// Whose call is being polled: all its waits are said to be there.
+    pub(super) caller: Option<&'static Location<'static>>,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
@@ -108,8 +110,19 @@ impl State {
         at: &'static Location<'static>,
     ) -> u32 {
         let waits = &mut self.tasks[self.current].waits;
-        let node = Node::new(kind, self.scope, key, at);
+        let node = Node::new(kind, self.scope, key, self.caller.unwrap_or(at));
         self.nodes.insert_for(self.current, waits, node)
+    }
+
+    /// Makes `caller` the place of all waits that are opened until [`leave_call`](Self::leave_call). False if a call around has one already.
+    pub(crate) fn enter_call(&mut self, caller: &'static Location<'static>) -> bool {
+        let is_outermost = self.caller.is_none();
+        self.caller.get_or_insert(caller);
+        is_outermost
+    }
+
+    pub(crate) fn leave_call(&mut self) {
+        self.caller = None;
     }
 
     /// A wait of the current task for a time.

@@ -27,7 +27,7 @@ use std::task::{Context, Poll};
 
 use super::nodes::NIL;
 use super::waker::{GENERATION_BITS, MAX_SLOTS};
-use crate::error::{JoinError, Panic, panic_text};
+use crate::error::{JoinError, Panic, drop_quietly, panic_text};
 use crate::task::TaskRef;
 
 /// What the place of a body holds.
@@ -409,13 +409,6 @@ impl BodyRef {
         let text = panic_text(&*payload).to_owned();
         self.put_panic(payload);
         Some(text)
-    }
-}
-
-/// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
-pub(super) fn drop_quietly<T>(value: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        std::mem::forget(panic);
     }
 }
 
