@@ -99,6 +99,13 @@ impl Connection {
         if !bytes.is_empty() {
             self.beat.read(now);
         }
+        let used = self.feed_frames(bytes, now, sink);
+        self.beat.unfinished(bytes.len() - used, used > 0, now);
+        used
+    }
+
+    #[inline]
+    fn feed_frames(&mut self, bytes: &[u8], now: Instant, sink: &mut Sink<'_>) -> usize {
         let mut used = 0;
         loop {
             let rest = &bytes[used..];
@@ -217,7 +224,7 @@ impl Connection {
 
     /// The caller has chosen not to read, so that the peer's silence proves nothing.
     pub fn not_reading(&mut self, now: Instant) {
-        self.beat.read(now);
+        self.beat.not_reading(now);
     }
 
     /// Appends the acks that have been given since the last flush, merged. To be called once before each write.
