@@ -102,6 +102,15 @@ impl Channel {
         self.consumers.iter_mut().find(|c| c.key == key)
     }
 
+    /// Whether there is a consumer of that name, other than one whose cancel is on its way.
+    pub(super) fn has_consumer(&self, tag: &str) -> bool {
+        let leaves = |c: &Consumer| {
+            let mut waiters = self.waiters.iter();
+            waiters.any(|w| w.purpose == Purpose::Cancel(c.key))
+        };
+        self.consumers.iter().any(|c| *c.tag == *tag && !leaves(c))
+    }
+
     pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
         self.consumers.retain(|c| c.key != key);
     }

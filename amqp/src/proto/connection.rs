@@ -415,7 +415,7 @@ impl Connection {
     /// for the reply.
     ///
     /// # Errors
-    /// As [`Connection::request`].
+    /// [`Refused::ConsumerTagTaken`]: RabbitMQ would close the connection (530). Others as [`Connection::request`].
     pub fn consume(
         &mut self,
         key: ChannelKey,
@@ -425,6 +425,11 @@ impl Connection {
         if method.consumer_tag.as_str().is_empty() {
             let (epoch, n) = (consumer.0 >> 32, consumer.0 as u32);
             method.consumer_tag = cold::short_text(&format!("sweepea-{epoch}-{n}"));
+        }
+        let tag = method.consumer_tag.as_str();
+        let channel = self.channel_mut(key);
+        if channel.is_some_and(|c| c.has_consumer(tag)) {
+            return Err(Refused::ConsumerTagTaken(tag.to_owned()));
         }
         let entry = Consumer {
             key: consumer,

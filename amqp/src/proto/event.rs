@@ -141,6 +141,9 @@ pub enum Refused {
     /// As many channels are open as both sides agreed upon.
     #[error("all {0} channels that the server allows are open")]
     NoChannelLeft(u16),
+    /// The channel has a consumer of that name.
+    #[error("the channel has a consumer with the tag {0:?}; end that first, or choose another tag")]
+    ConsumerTagTaken(String),
     /// The method has no reply (`nowait`, say), or a function of its own.
     #[error("not a method that waits for a reply")]
     NotARequest,
