@@ -347,6 +347,22 @@ fn one_task_reads_while_another_writes_and_each_is_woken_for_its_own() {
     });
 }
 
+#[test]
+fn who_waits_for_a_sockets_descriptor_does_not_take_its_registration_along() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        let ours = Rc::new(ours);
+        let reading = ours.clone();
+        let reader = spawn(async move { reading.read(&mut [0; 10]).await });
+        settle().await;
+        traps::write_wait(&*ours).await?;
+        assert_eq!(traps::io_waiting(&*ours), (Some(reader.id()), None));
+        theirs.write_all(b"hello").await?;
+        assert_eq!(reader.join().await.unwrap()?, 5);
+        Ok(())
+    });
+}
+
 /// Accepts: curio/io/double_recv
 #[test]
 fn a_second_reader_is_refused_and_the_first_is_served() {

@@ -106,6 +106,9 @@ fn nothing_is_left_of_waits_that_ended_timed_out_or_lost_a_race() {
                 let _ = timeout_after(s(1), sleep(s(2))).await;
                 let _ = timeout_after(s(2), timeout_after(s(9), sleep(s(5)))).await;
                 ignore_after(s(9), sleep(s(1))).await.unwrap();
+                timeout_after(None, async { Ok::<_, Interrupt>(()) })
+                    .await
+                    .unwrap();
                 select(sleep(s(1)), sleep(s(2))).await;
                 shield(sleep(s(1))).await.unwrap();
                 crate::drop_after(s(1), pending::<()>()).await;
@@ -214,9 +217,9 @@ fn nothing_is_left_of_a_shield_that_has_ended_though_its_future_is_kept() {
 }
 
 /// How many polls it takes until the loop finds out that a socket is readable, if each poll takes that long; counted from one such find to the next.
-fn polls_between_looks(each: Duration) -> u32 {
+fn polls_between_looks(builder: Builder, each: Duration) -> u32 {
     let clock = VirtualClock::new();
-    let mut kernel = Builder::new().clock(clock.clone()).build().unwrap();
+    let mut kernel = builder.clock(clock.clone()).build().unwrap();
     let polls = kernel.run(async {
         clock.advance(s(1));
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -247,13 +250,17 @@ fn polls_between_looks(each: Duration) -> u32 {
 
 #[test]
 fn slow_polls_make_the_loop_look_outside_sooner() {
-    let slow = polls_between_looks(Duration::from_millis(1));
+    let slow = polls_between_looks(Builder::new(), Duration::from_millis(1));
     assert!(slow <= CLOCK_INTERVAL, "{slow}");
-    let quick = polls_between_looks(Duration::ZERO);
+    let quick = polls_between_looks(Builder::new(), Duration::ZERO);
     assert!(
         quick > LOOK_INTERVAL - 3 && quick <= LOOK_INTERVAL,
         "{quick}"
     );
+    for often in [0, 1, 8] {
+        let polls = polls_between_looks(Builder::new().io_interval(often), Duration::ZERO);
+        assert!(polls <= often.max(2), "{polls} of {often}");
+    }
 }
 
 #[test]

@@ -152,6 +152,24 @@ fn any_number_of_tasks_wait_for_one_and_go_on_in_the_order_they_came() {
     story.assert(&["a", "b", "c"]);
 }
 
+#[test]
+fn a_wait_for_a_task_that_is_given_up_leaves_nothing_and_another_finds_the_end() {
+    run(async {
+        let task = spawn(std::future::pending::<()>());
+        let mut wait = task.wait();
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(current_task().info().unwrap().waits.len(), 1);
+        drop(wait);
+        assert!(current_task().info().unwrap().waits.is_empty());
+        let waiter = spawn(task.wait());
+        yield_now().await.unwrap();
+        task.abort();
+        task.wait().await.unwrap();
+        waiter.join().await.unwrap().unwrap();
+        task.wait().await.unwrap();
+    });
+}
+
 /// Accepts: trap/spawn, trap/get_current
 #[test]
 fn spawned_tasks_run_in_order_after_the_caller_blocks() {
@@ -414,6 +432,15 @@ fn shutdown_ends_although_a_task_waits_for_what_never_comes() {
     let (kernel, _) = virtual_kernel();
     kernel.spawn(async {});
     kernel.shutdown(Some(Duration::MAX)).unwrap();
+    // A virtual clock stands still meanwhile; the grace ends all the same.
+    let (kernel, clock) = virtual_kernel();
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    kernel.spawn(kernel::shield(async move {
+        kernel::traps::read_wait(&ours).await
+    }));
+    let report = kernel.shutdown(Some(ms(5))).unwrap();
+    assert_eq!((report.cancelled, report.aborted), (0, 1));
+    assert_eq!(clock.elapsed(), ms(5));
 }
 
 /// Accepts: debug/deadlock
@@ -501,6 +528,18 @@ fn a_remote_or_a_kept_waker_is_no_deadlock() {
         .unwrap();
     thread.join().unwrap();
     LOT.take();
+}
+
+#[test]
+fn the_dump_is_in_the_order_of_spawning_whichever_places_are_used_again() {
+    run(async {
+        let first = spawn(async {});
+        let _second = spawn(sleep(s(1)));
+        first.join().await.unwrap();
+        let _third = spawn(sleep(s(1)));
+        let ids: Vec<_> = kernel::tasks().iter().map(|task| task.id.get()).collect();
+        assert_eq!(ids, [1, 3, 4]);
+    });
 }
 
 /// Accepts: debug/dump, curio/task/task_diag

@@ -1,6 +1,6 @@
 //! The door itself: parking lots, answers from elsewhere, bare descriptors.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -121,6 +121,11 @@ fn a_woken_wait_knows_it_until_it_is_polled() {
         wait.as_mut().await.unwrap();
         assert!(!wait.is_woken() && !wait.is_waiting());
     });
+    // With its kernel goes whoever could wake it.
+    let lot = Lot::new();
+    let mut wait = Box::pin(sched_wait(&lot, WaitKind::Semaphore));
+    run(async { assert!(futures::poll!(&mut wait).is_pending()) });
+    assert!(!wait.is_woken());
 }
 
 /// A queue or lock that is made outside serves one kernel after another.
@@ -203,6 +208,22 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
         assert_eq!(ignore_after(ms(5), waiting.as_mut()).await, Ok(None));
         drop(waiting);
         drop(next);
+
+        let mut late = None;
+        let mut given_up = Box::pin(future_wait(|completer| late = Some(completer)));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        let mut next = None;
+        let mut waiting = Box::pin(future_wait(|completer| next = Some(completer)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(late);
+        sleep(ms(1)).await.unwrap();
+        assert!(
+            futures::poll!(&mut waiting).is_pending(),
+            "it has the place"
+        );
+        drop(next);
+        waiting.await.unwrap();
 
         // A thread that goes without an answer answers all the same; so does one that is quicker than the wait.
         future_wait(|completer| {
@@ -344,40 +365,69 @@ fn releasing_a_descriptor_tells_whoever_waits_for_it() {
     });
 }
 
-/// Between turns, and while another kernel runs.
+/// By its own task, between turns, and while another kernel runs.
 #[test]
 fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
     use kernel::traps::{Direction, Source};
 
-    for inside_another in [false, true] {
+    for by in ["its own", "no", "another kernel's"] {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let source = Source::new(&ours);
         let (mut kernel, _) = virtual_kernel();
-        let read = || (&ours).read(&mut [0]);
+        let calls = Cell::new(0);
+        let read = || {
+            calls.set(calls.get() + 1);
+            (&ours).read(&mut [0])
+        };
         let first = async {
             let first = source.ready_op(Direction::Read, read);
             let write = async { theirs.write_all(b"xy").unwrap() };
             join(first, write).await.0.unwrap()
         };
         assert_eq!(kernel.run(first).unwrap(), 1);
+        assert_eq!(
+            calls.take(),
+            2,
+            "once in vain, and when there was something"
+        );
         assert_eq!(read().unwrap(), 1);
-        if inside_another {
-            run(async { source.clear_ready(Direction::Read) });
-        } else {
-            source.clear_ready(Direction::Read);
+        let clear = async { source.clear_ready(Direction::Read) };
+        match by {
+            "its own" => kernel.run(clear).unwrap(),
+            "no" => source.clear_ready(Direction::Read),
+            _ => run(clear),
         }
-        let mut calls = 0;
-        let again = async {
-            let again = source.ready_op(Direction::Read, || {
-                calls += 1;
-                read()
-            });
-            timeout_after(s(1), async { again.await }).await
-        };
+        calls.set(0);
+        let again = timeout_after(s(1), async { source.ready_op(Direction::Read, read).await });
         assert!(kernel.run(again).unwrap().is_err());
-        assert_eq!(calls, 0, "it would block");
+        assert_eq!(calls.get(), 0, "it would block, as {by} task says");
     }
+}
+
+/// Whoever never has to wait lets others run all the same.
+#[test]
+fn a_task_makes_128_calls_in_one_poll() {
+    use kernel::traps::{Direction, Source};
+
+    run(async {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let calls = Rc::new(Cell::new(0));
+        let counter = calls.clone();
+        let task = spawn(async move {
+            let source = Source::new(&ours);
+            loop {
+                let call = source.ready_op(Direction::Write, || Ok(()));
+                call.await.unwrap();
+                counter.set(counter.get() + 1);
+            }
+        });
+        for polls in 1..4 {
+            yield_now().await.unwrap();
+            assert_eq!((task.cycles(), calls.get()), (polls, polls * 128));
+        }
+        task.abort();
+    });
 }
 
 #[test]
@@ -478,6 +528,22 @@ fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
         spawned.join().await.unwrap();
     });
     story.assert(&["woken", "spawned"]);
+}
+
+/// Even where a wait with the same number has just been fired.
+#[test]
+#[should_panic(expected = "a future that waits in one kernel was polled in another")]
+fn a_wait_belongs_to_the_kernel_in_which_it_began() {
+    let (mut first, mut second) = (Box::pin(sleep(s(1))), Box::pin(sleep(s(1))));
+    let (mut kernel, _) = virtual_kernel();
+    kernel
+        .run(async { assert!(futures::poll!(&mut first).is_pending()) })
+        .unwrap();
+    run(async {
+        assert!(futures::poll!(&mut second).is_pending());
+        sleep(s(2)).await.unwrap();
+        let _ = first.await;
+    });
 }
 
 #[test]
