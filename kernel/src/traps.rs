@@ -97,10 +97,11 @@ impl Wait {
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
+        open: impl FnMut(&mut State) -> Option<u32>,
     ) -> Poll<Result<bool, Interrupt>> {
         if self.node == NIL {
-            return self.arm(cx, open);
+            self.arm(cx, open)?;
+            return Poll::Pending;
         }
         if self.collect() {
             return Poll::Ready(Ok(true));
@@ -123,14 +124,14 @@ impl Wait {
     fn arm(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
-    ) -> Poll<Result<bool, Interrupt>> {
+        open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<(), Interrupt> {
         running(|core| {
             (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
             if !core.is_own(cx.waker()) {
                 self.keep_waker(core, cx.waker());
             }
-            Poll::Pending
+            Ok(())
         })
     }
 
@@ -610,9 +611,9 @@ impl Future for SchedWait<'_> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
             let lot = this.lot.open(state);
-            let node = state.open_wait(this.kind, 0, this.at);
+            let node = state.open_wait(this.kind, 0, this.at)?;
             state.nodes.park(node, lot);
-            node
+            Some(node)
         });
         fired.map_ok(|_| ())
     }
@@ -741,9 +742,9 @@ impl Future for IdleWait {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
-            let node = state.open_wait(WaitKind::Idle, 0, this.at);
+            let node = state.open_wait(WaitKind::Idle, 0, this.at)?;
             state.nodes.park(node, state.idle);
-            node
+            Some(node)
         });
         fired.map_ok(|_| ())
     }
@@ -789,9 +790,9 @@ impl<F: FnOnce(Completer)> Future for FutureWait<F> {
         let mut ticket = None;
         let fired = this.wait.poll(cx, |state| {
             assert!(this.start.is_some(), "polled after it was ready");
-            let node = state.open_wait(WaitKind::Remote, 0, this.at);
+            let node = state.open_wait(WaitKind::Remote, 0, this.at)?;
             ticket = Some(state.arm_remote(node));
-            node
+            Some(node)
         });
         if let (Some(ticket), Some(start)) = (ticket, this.start.take()) {
             start(Completer::new(running(Core::sender), ticket));

@@ -221,6 +221,7 @@ impl Core {
                 serial,
                 current: NIL,
                 scope: ROOT,
+                is_shielded: false,
                 reasons: HashMap::new(),
                 names: HashMap::new(),
                 board,
@@ -296,21 +297,29 @@ impl Core {
         }
     }
 
-    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then.
+    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then. `open` is called again if it is told
+    /// not to block by what a shield holds back.
     #[inline]
-    pub(crate) fn open_wait(&self, open: impl FnOnce(&mut State) -> u32) -> Result<u32, Interrupt> {
-        let mut state = self.state.borrow_mut();
-        if !state.may_block() {
+    pub(crate) fn open_wait(
+        &self,
+        mut open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<u32, Interrupt> {
+        let mut is_shielded = false;
+        loop {
+            let mut state = self.state.borrow_mut();
+            state.is_shielded = is_shielded;
+            if let Some(node) = open(&mut state) {
+                return Ok(node);
+            }
             drop(state);
             if let Some(interrupt) = self.refusal() {
                 return Err(interrupt);
             }
-            state = self.state.borrow_mut();
+            is_shielded = true;
         }
-        Ok(open(&mut state))
     }
 
-    /// What a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    /// What a trap answers that may not block. Nothing, if what is pending is held back by a shield.
     #[cold]
     fn refusal(&self) -> Option<Interrupt> {
         self.with(|state| {

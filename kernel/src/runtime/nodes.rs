@@ -151,7 +151,7 @@ const SHIELD: u32 = 1 << 30;
 const REARMS: u32 = 1 << 31;
 
 impl Node {
-    /// In no queue, and in no task's list.
+    /// In no queue, and in no task's list. Once it is in the table, its `prev` and `next` are itself: the beginning of a ring.
     pub(crate) const fn new(
         kind: WaitKind,
         scope: u32,
@@ -307,7 +307,11 @@ impl Nodes {
         let id = self.free;
         let place = &mut self.nodes[id as usize];
         self.free = place.next;
-        *place = node;
+        *place = Node {
+            prev: id,
+            next: id,
+            ..node
+        };
         id
     }
 

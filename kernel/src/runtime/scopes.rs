@@ -285,13 +285,6 @@ impl State {
         true
     }
 
-    /// Whether a task runs and no interrupt is pending for it, so that a trap may block.
-    #[inline]
-    pub(crate) fn may_block(&self) -> bool {
-        let slot = self.tasks.get(self.current);
-        slot.is_some_and(|slot| !slot.flags.has(Flags::PENDING))
-    }
-
     /// R4: what a trap that is about to block under the current scope must answer instead.
     #[inline]
     pub(crate) fn pending_interrupt(&mut self) -> Option<Interrupt> {

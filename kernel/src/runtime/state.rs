@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) current: u32,
     /// The scope whose block is being polled.
     pub(super) scope: u32,
+    /// What is pending for the current task is held back by a shield, so that it may block all the same.
+    pub(super) is_shielded: bool,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     pub(super) names: HashMap<u64, Rc<str>>,
@@ -99,25 +101,35 @@ impl State {
         self.epoch + Duration::from_nanos(ticks)
     }
 
-    /// A wait of the current task, in its list of waits and in no queue yet.
+    /// A wait of the current task, in its list of waits and in no queue yet. `None` if the task may not block, see [`Core::open_wait`].
     #[inline]
     pub(crate) fn open_wait(
         &mut self,
         kind: WaitKind,
         key: u64,
         at: &'static Location<'static>,
-    ) -> u32 {
-        let waits = &mut self.tasks[self.current].waits;
+    ) -> Option<u32> {
+        let slot = self.tasks.get_mut(self.current)?;
+        if slot.flags.has(Flags::PENDING) && !self.is_shielded {
+            return None;
+        }
         let node = Node::new(kind, self.scope, key, at);
-        self.nodes.insert_for(self.current, waits, node)
+        Some(
+            self.nodes
+                .insert_for(self.current, &mut slot.waits, node),
+        )
     }
 
     /// A wait of the current task for a time.
     #[inline]
-    pub(crate) fn open_sleep(&mut self, deadline: u64, at: &'static Location<'static>) -> u32 {
-        let node = self.open_wait(WaitKind::Sleep, deadline, at);
+    pub(crate) fn open_sleep(
+        &mut self,
+        deadline: u64,
+        at: &'static Location<'static>,
+    ) -> Option<u32> {
+        let node = self.open_wait(WaitKind::Sleep, deadline, at)?;
         self.wheel.arm(&mut self.nodes, node);
-        node
+        Some(node)
     }
 
     /// A wait that another thread will answer.
@@ -228,11 +240,7 @@ impl State {
 
     #[inline]
     pub(crate) fn make_ready(&mut self, task: u32) {
-        let flags = &mut self.tasks[task].flags;
-        if !flags.has(Flags::QUEUED) {
-            flags.set(Flags::QUEUED);
-            self.ready.push(task);
-        }
+        self.ready.queue(task, &mut self.tasks[task].flags);
     }
 
     /// Takes an armed wait out of the queue that would fire it.
@@ -369,23 +377,19 @@ impl State {
     #[must_use]
     #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        let slot = &mut self.tasks[task];
-        let is_bare =
-            slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::LEAVES_MORE);
-        let joiners = std::mem::replace(&mut slot.joiners, NIL);
-        if !is_bare {
-            self.strip(task);
+        if self.tasks[task].leaves_more() {
+            return self.strip_and_finish(task);
         }
-        let body = self.tasks.retire(task);
+        let (body, joiners) = self.tasks.retire(task);
         if joiners != NIL {
             self.fire_joiners(joiners, body.keeps_joiners());
         }
         body
     }
 
-    /// Cuts what a task that ends leaves behind.
+    /// Cuts what a task that ends leaves behind, and ends it.
     #[cold]
-    pub(super) fn strip(&mut self, task: u32) {
+    fn strip_and_finish(&mut self, task: u32) -> BodyRef {
         while self.tasks[task].waits != NIL {
             // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
             let node = self.tasks[task].waits;
@@ -409,6 +413,8 @@ impl State {
             let locals = self.locals.remove(&task);
             self.aftermath.extend(locals.map(Aftermath::Discard));
         }
+        self.tasks[task].flags.clear(Flags::LEAVES_MORE);
+        self.finish(task)
     }
 
     /// The task-local values of the current task, if it has any.
@@ -439,34 +445,24 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
-    /// A wait of the current task for another one's end.
+    /// A wait of the current task for another one's end, at the end of the ring of those who wait for it.
     #[inline]
-    pub(crate) fn open_join(&mut self, body: &BodyRef, at: &'static Location<'static>) -> u32 {
+    pub(crate) fn open_join(
+        &mut self,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Option<u32> {
         assert!(
             body.kernel == self.id,
             "a task of one kernel was waited for in another"
         );
         let task = body.slot.get();
-        let node = self.open_wait(WaitKind::Join, u64::from(task), at);
-        self.arm_join(node, task);
-        node
-    }
-
-    /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
-    #[inline]
-    fn arm_join(&mut self, node: u32, task: u32) {
-        let first = self.tasks[task].joiners;
-        if first == NIL {
-            self.nodes[node].prev = node;
-            self.nodes[node].next = node;
-            self.tasks[task].joiners = node;
-            return;
+        let node = self.open_wait(WaitKind::Join, u64::from(task), at)?;
+        match &mut self.tasks[task].joiners {
+            joiners @ &mut NIL => *joiners = node,
+            &mut first => self.nodes.park(node, first),
         }
-        let last = self.nodes[first].prev;
-        self.nodes[node].prev = last;
-        self.nodes[node].next = first;
-        self.nodes[last].next = node;
-        self.nodes[first].prev = node;
+        Some(node)
     }
 
     /// A wait whose node must not go while user code runs: the task that is waited for may end in it.
@@ -478,12 +474,9 @@ impl State {
         }
     }
 
-    pub(super) fn disarm_join(&mut self, node: u32) {
-        let Node {
-            prev, next, key, ..
-        } = self.nodes[node];
-        self.nodes[prev].next = next;
-        self.nodes[next].prev = prev;
+    fn disarm_join(&mut self, node: u32) {
+        let Node { next, key, .. } = self.nodes[node];
+        self.nodes.leave_lot(node);
         let slot = &mut self.tasks[key as u32];
         if slot.joiners == node {
             slot.joiners = if next == node { NIL } else { next };
@@ -493,18 +486,19 @@ impl State {
     }
 
     /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
-    #[inline]
+    #[inline(never)]
     fn fire_joiners(&mut self, first: u32, keep: bool) {
         let mut id = first;
         loop {
             let node = &self.nodes[id];
             let (next, task) = (node.next, node.task());
-            if keep || node.is_foreign() || task == NOBODY || !self.aftermath.is_empty() {
-                self.fire_joiner_with_care(id, keep);
-            } else {
-                self.nodes.unlink_from_task(id, &mut self.tasks[task].waits);
-                self.nodes.put_back(id);
-                self.make_ready(task);
+            match self.tasks.get_mut(task) {
+                Some(slot) if !keep && !node.is_foreign() && self.aftermath.is_empty() => {
+                    self.nodes.unlink_from_task(id, &mut slot.waits);
+                    self.nodes.put_back(id);
+                    self.ready.queue(task, &mut slot.flags);
+                }
+                _ => self.fire_joiner_with_care(id, keep),
             }
             if next == first {
                 break;

@@ -792,6 +792,14 @@ pub(crate) struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 24);
 
+impl Slot {
+    /// Whether its task, when it ends, leaves more behind than the slot and those who wait for it.
+    #[inline]
+    pub(crate) fn leaves_more(&self) -> bool {
+        self.waits != NIL || self.scopes != NIL || self.flags.has(Flags::LEAVES_MORE)
+    }
+}
+
 /// What the scheduler and the canceller note about a task; and, in the upper 24 bits, the generation of its slot, which grows with each task
 /// that had it. A waker keeps as many.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -919,19 +927,21 @@ impl Tasks {
         id
     }
 
-    /// Ends a task whose waits, scopes and joiners are gone: takes the body out of the slot and moves the slot to its next generation. A slot that
-    /// still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits and scopes are gone: takes the body and the joiners out of the slot and moves the slot to its next generation. A slot
+    /// that still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
     #[inline]
-    pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
+    pub(crate) fn retire(&mut self, id: u32) -> (BodyRef, u32) {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
+        let joiners = std::mem::replace(&mut slot.joiners, NIL);
         let is_queued = slot.flags.has(Flags::QUEUED);
         slot.flags = slot.flags.of_next_task();
         if !is_queued {
-            self.free_slot(id);
+            slot.waits = self.free;
+            self.free = id;
         }
-        body
+        (body, joiners)
     }
 
     pub(crate) fn free_slot(&mut self, id: u32) {
