@@ -103,6 +103,28 @@ impl Wait {
             self.arm(cx, open)?;
             return Poll::Pending;
         }
+        self.poll_armed(cx)
+    }
+
+    /// The first poll.
+    #[inline(never)]
+    fn arm(
+        &mut self,
+        cx: &Context<'_>,
+        open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<(), Interrupt> {
+        running(|core| {
+            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
+            if !core.is_own(cx.waker()) {
+                self.keep_waker(core, cx.waker());
+            }
+            Ok(())
+        })
+    }
+
+    /// Any other.
+    #[inline(always)]
+    fn poll_armed(&mut self, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
         if self.collect() {
             return Poll::Ready(Ok(true));
         }
@@ -118,21 +140,6 @@ impl Wait {
             self.node = NIL;
         }
         has_fired
-    }
-
-    #[inline(never)]
-    fn arm(
-        &mut self,
-        cx: &Context<'_>,
-        open: impl FnMut(&mut State) -> Option<u32>,
-    ) -> Result<(), Interrupt> {
-        running(|core| {
-            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
-            if !core.is_own(cx.waker()) {
-                self.keep_waker(core, cx.waker());
-            }
-            Ok(())
-        })
     }
 
     /// Goes on with a wait that was not fired.
@@ -399,7 +406,7 @@ impl Future for Sleep {
                 woken(answer)
             }
             Nap::Begun(wait) if wait.is_armed() => {
-                woken(wait.poll(cx, |_| unreachable!("it is armed")))
+                woken(wait.poll_armed(cx))
             }
             Nap::Begun(_) => Poll::Ready(Ok(call::clock())),
         }
@@ -692,17 +699,19 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
 
     #[inline(always)]
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        let body = self.body.borrow();
+        let (body, at) = (self.body.borrow(), self.at);
         if body.has_freed_joiners() {
             self.wait.forget();
             return Poll::Ready(Ok(()));
         }
-        if !self.wait.is_armed() && !body.is_live() {
+        if self.wait.is_armed() {
+            return self.wait.poll_armed(cx).map_ok(|_| ());
+        }
+        if !body.is_live() {
             return Poll::Ready(Ok(()));
         }
-        let at = self.at;
-        let fired = self.wait.poll(cx, |state| state.open_join(body, at));
-        fired.map_ok(|_| ())
+        self.wait.arm(cx, |state| state.open_join(body, at))?;
+        Poll::Pending
     }
 }
 

@@ -62,7 +62,7 @@ use inbox::{InboxOwner, Note};
 use nodes::Nodes;
 use reactor::Reactor;
 use ready::Ready;
-use task::{Pool, Tasks};
+use task::{Pool, Slot, Tasks};
 use watch::Watch;
 pub(crate) use watch::cancel_task;
 use wheel::Wheel;
@@ -414,9 +414,10 @@ impl Core {
         at: &'static Location<'static>,
     ) -> Handle<F::Output> {
         let mut state = self.state.borrow_mut();
-        let running = state.tasks.get(state.current);
-        let parent = running.and_then(|slot| slot.body.as_ref());
-        let parent = parent.map_or(0, |body| body.id);
+        let parent = match state.tasks.get(state.current) {
+            Some(Slot { body: Some(body), .. }) => body.id,
+            _ => 0,
+        };
         let id = state.tasks.next_id();
         let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {

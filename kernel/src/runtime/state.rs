@@ -485,33 +485,35 @@ impl State {
         body.expect("only a live task is waited for").keep_joiners();
     }
 
-    /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
-    #[inline(never)]
+    /// Fires those who wait for a task's end, mostly one. Their nodes go with it, see `Header::has_freed_joiners`.
+    #[inline(always)]
     fn fire_joiners(&mut self, first: u32, keep: bool) {
-        let mut id = first;
+        let node = &self.nodes[first];
+        let (is_alone, task) = (node.next == first && !node.is_foreign(), node.task());
+        match self.tasks.get_mut(task) {
+            Some(slot) if is_alone && !keep && self.aftermath.is_empty() => {
+                self.nodes.unlink_from_task(first, &mut slot.waits);
+                self.nodes.put_back(first);
+                self.ready.queue(task, &mut slot.flags);
+            }
+            _ => self.fire_all_joiners(first, keep),
+        }
+    }
+
+    /// In the order in which they came.
+    #[inline(never)]
+    fn fire_all_joiners(&mut self, first: u32, keep: bool) {
+        let mut node = first;
         loop {
-            let node = &self.nodes[id];
-            let (next, task) = (node.next, node.task());
-            match self.tasks.get_mut(task) {
-                Some(slot) if !keep && !node.is_foreign() && self.aftermath.is_empty() => {
-                    self.nodes.unlink_from_task(id, &mut slot.waits);
-                    self.nodes.put_back(id);
-                    self.ready.queue(task, &mut slot.flags);
-                }
-                _ => self.fire_joiner_with_care(id, keep),
+            let next = self.nodes[node].next;
+            self.fire(node);
+            if !keep {
+                self.free(node);
             }
             if next == first {
                 break;
             }
-            id = next;
-        }
-    }
-
-    #[cold]
-    fn fire_joiner_with_care(&mut self, node: u32, keep: bool) {
-        self.fire(node);
-        if !keep {
-            self.free(node);
+            node = next;
         }
     }
 
