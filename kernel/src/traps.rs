@@ -100,26 +100,42 @@ impl Wait {
         open: impl FnMut(&mut State) -> Option<u32>,
     ) -> Poll<Result<bool, Interrupt>> {
         if self.node == NIL {
-            self.arm(cx, open)?;
+            self.arm(cx, false, open)?;
             return Poll::Pending;
         }
         self.poll_armed(cx)
     }
 
-    /// The first poll.
+    /// The first poll. Saves no registers either: there is no call in it but for those that end it.
     #[inline(never)]
     fn arm(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnMut(&mut State) -> Option<u32>,
+        is_shielded: bool,
+        mut open: impl FnMut(&mut State) -> Option<u32>,
     ) -> Result<(), Interrupt> {
         running(|core| {
-            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
-            if !core.is_own(cx.waker()) {
-                self.keep_waker(core, cx.waker());
+            let Some(node) = core.open_wait(is_shielded, &mut open) else {
+                return self.arm_with_care(core, cx, open);
+            };
+            (self.node, self.kernel) = (node, core.serial);
+            if core.is_own(cx.waker()) {
+                return Ok(());
             }
+            self.keep_waker(core, cx.waker());
             Ok(())
         })
+    }
+
+    #[cold]
+    fn arm_with_care(
+        &mut self,
+        core: &Core,
+        cx: &Context<'_>,
+        open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<(), Interrupt> {
+        core.make_way()?;
+        self.arm(cx, true, open)
     }
 
     /// Any other.
@@ -405,9 +421,7 @@ impl Future for Sleep {
                 }
                 woken(answer)
             }
-            Nap::Begun(wait) if wait.is_armed() => {
-                woken(wait.poll_armed(cx))
-            }
+            Nap::Begun(wait) if wait.is_armed() => woken(wait.poll_armed(cx)),
             Nap::Begun(_) => Poll::Ready(Ok(call::clock())),
         }
     }
@@ -704,14 +718,11 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
             self.wait.forget();
             return Poll::Ready(Ok(()));
         }
-        if self.wait.is_armed() {
-            return self.wait.poll_armed(cx).map_ok(|_| ());
-        }
-        if !body.is_live() {
+        if !self.wait.is_armed() && !body.is_live() {
             return Poll::Ready(Ok(()));
         }
-        self.wait.arm(cx, |state| state.open_join(body, at))?;
-        Poll::Pending
+        let fired = self.wait.poll(cx, |state| state.open_join(body, at));
+        fired.map_ok(|_| ())
     }
 }
 

@@ -62,7 +62,7 @@ use inbox::{InboxOwner, Note};
 use nodes::Nodes;
 use reactor::Reactor;
 use ready::Ready;
-use task::{Pool, Slot, Tasks};
+use task::{Pool, Tasks};
 use watch::Watch;
 pub(crate) use watch::cancel_task;
 use wheel::Wheel;
@@ -297,26 +297,27 @@ impl Core {
         }
     }
 
-    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then. `open` is called again if it is told
-    /// not to block by what a shield holds back.
-    #[inline]
+    /// Opens a wait of the running task. `None` if there is more to it, see `make_way`. What `is_shielded` from the interrupts that are pending may block
+    /// all the same.
+    #[inline(always)]
     pub(crate) fn open_wait(
         &self,
-        mut open: impl FnMut(&mut State) -> Option<u32>,
-    ) -> Result<u32, Interrupt> {
-        let mut is_shielded = false;
-        loop {
-            let mut state = self.state.borrow_mut();
-            state.is_shielded = is_shielded;
-            if let Some(node) = open(&mut state) {
-                return Ok(node);
-            }
-            drop(state);
-            if let Some(interrupt) = self.refusal() {
-                return Err(interrupt);
-            }
-            is_shielded = true;
+        is_shielded: bool,
+        open: impl FnOnce(&mut State) -> Option<u32>,
+    ) -> Option<u32> {
+        let mut state = self.state.borrow_mut();
+        state.is_shielded = is_shielded;
+        open(&mut state)
+    }
+
+    /// After `open_wait` said no: answers what is pending (R4), or else sees to it that there is a node. What is pending then is held back by a shield.
+    #[cold]
+    pub(crate) fn make_way(&self) -> Result<(), Interrupt> {
+        if let Some(interrupt) = self.refusal() {
+            return Err(interrupt);
         }
+        self.with(|state| state.nodes.reserve());
+        Ok(())
     }
 
     /// What a trap answers that may not block. Nothing, if what is pending is held back by a shield.
@@ -414,10 +415,7 @@ impl Core {
         at: &'static Location<'static>,
     ) -> Handle<F::Output> {
         let mut state = self.state.borrow_mut();
-        let parent = match state.tasks.get(state.current) {
-            Some(Slot { body: Some(body), .. }) => body.id,
-            _ => 0,
-        };
+        let parent = state.running();
         let id = state.tasks.next_id();
         let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {

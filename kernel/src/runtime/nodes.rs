@@ -299,34 +299,46 @@ impl Nodes {
     }
 
     /// Puts a node into the table.
-    #[inline]
     pub(crate) fn insert(&mut self, node: Node) -> u32 {
-        if self.free == NIL {
-            self.grow();
-        }
+        self.reserve();
+        self.place(node).expect("there is a free node")
+    }
+
+    /// Puts a node into the table, unless that is full.
+    #[inline]
+    pub(crate) fn place(&mut self, node: Node) -> Option<u32> {
         let id = self.free;
-        let place = &mut self.nodes[id as usize];
+        let place = self.nodes.get_mut(id as usize)?;
         self.free = place.next;
         *place = Node {
             prev: id,
             next: id,
             ..node
         };
-        id
+        Some(id)
     }
 
-    /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`.
+    /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`. `None` if the table is full:
+    /// to make room is the caller's, for a call here would have to save what it holds.
     #[inline]
-    pub(crate) fn insert_for(&mut self, task: u32, head: &mut u32, mut node: Node) -> u32 {
+    pub(crate) fn insert_for(&mut self, task: u32, head: &mut u32, mut node: Node) -> Option<u32> {
         let next = *head;
         node.set_task(task);
         node.task_next = next;
-        let id = self.insert(node);
+        let id = self.place(node)?;
         if next != NIL {
             self[next].task_prev = id;
         }
         *head = id;
-        id
+        Some(id)
+    }
+
+    /// Makes room for one more.
+    #[inline]
+    pub(crate) fn reserve(&mut self) {
+        if self.free == NIL {
+            self.grow();
+        }
     }
 
     #[cold]

@@ -60,10 +60,12 @@ impl State {
 
     #[inline]
     fn open_scope(&mut self, scope: Node) -> u32 {
-        match self.tasks.get_mut(self.current) {
+        self.nodes.reserve();
+        let id = match self.tasks.get_mut(self.current) {
             Some(slot) => self.nodes.insert_for(self.current, &mut slot.scopes, scope),
-            None => self.nodes.insert(scope),
-        }
+            None => self.nodes.place(scope),
+        };
+        id.expect("there is a free node")
     }
 
     /// When the first of a task's timeout blocks ends.

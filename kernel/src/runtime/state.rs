@@ -79,6 +79,14 @@ pub(super) enum Aftermath {
 }
 
 impl State {
+    /// The id of the task that is being polled, 0 if none is.
+    pub(super) fn running(&self) -> u64 {
+        match self.current {
+            NIL => 0,
+            task => self.tasks[task].body.as_ref().map_or(0, |body| body.id),
+        }
+    }
+
     /// Nanoseconds since the kernel's epoch.
     pub(crate) fn time(&self) -> u64 {
         self.ticks(self.clock.now())
@@ -101,7 +109,8 @@ impl State {
         self.epoch + Duration::from_nanos(ticks)
     }
 
-    /// A wait of the current task, in its list of waits and in no queue yet. `None` if the task may not block, see [`Core::open_wait`].
+    /// A wait of the current task, in its list of waits and in no queue yet. `None` if the task may not block or the table is full,
+    /// see [`Core::open_wait`].
     #[inline]
     pub(crate) fn open_wait(
         &mut self,
@@ -114,10 +123,7 @@ impl State {
             return None;
         }
         let node = Node::new(kind, self.scope, key, at);
-        Some(
-            self.nodes
-                .insert_for(self.current, &mut slot.waits, node),
-        )
+        self.nodes.insert_for(self.current, &mut slot.waits, node)
     }
 
     /// A wait of the current task for a time.
@@ -382,7 +388,7 @@ impl State {
         }
         let (body, joiners) = self.tasks.retire(task);
         if joiners != NIL {
-            self.fire_joiners(joiners, body.keeps_joiners());
+            return self.fire_joiners(joiners, body);
         }
         body
     }
@@ -485,33 +491,34 @@ impl State {
         body.expect("only a live task is waited for").keep_joiners();
     }
 
-    /// Fires those who wait for a task's end, mostly one. Their nodes go with it, see `Header::has_freed_joiners`.
+    /// Fires those who waited for the end of `body`'s task, mostly one. Their nodes go with it, see `Header::has_freed_joiners`.
     #[inline(always)]
-    fn fire_joiners(&mut self, first: u32, keep: bool) {
+    fn fire_joiners(&mut self, first: u32, body: BodyRef) -> BodyRef {
         let node = &self.nodes[first];
         let (is_alone, task) = (node.next == first && !node.is_foreign(), node.task());
         match self.tasks.get_mut(task) {
-            Some(slot) if is_alone && !keep && self.aftermath.is_empty() => {
+            Some(slot) if is_alone && !body.keeps_joiners() && self.aftermath.is_empty() => {
                 self.nodes.unlink_from_task(first, &mut slot.waits);
                 self.nodes.put_back(first);
                 self.ready.queue(task, &mut slot.flags);
+                body
             }
-            _ => self.fire_all_joiners(first, keep),
+            _ => self.fire_all_joiners(first, body),
         }
     }
 
     /// In the order in which they came.
     #[inline(never)]
-    fn fire_all_joiners(&mut self, first: u32, keep: bool) {
+    fn fire_all_joiners(&mut self, first: u32, body: BodyRef) -> BodyRef {
         let mut node = first;
         loop {
             let next = self.nodes[node].next;
             self.fire(node);
-            if !keep {
+            if !body.keeps_joiners() {
                 self.free(node);
             }
             if next == first {
-                break;
+                return body;
             }
             node = next;
         }
