@@ -50,7 +50,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
-use crate::runtime::{self, BodyRef, Core, NIL, Outlook, Phase, SourceId, State, Verdict, nanos};
+use crate::runtime::{
+    self, BodyRef, Core, NIL, NoteState, Outlook, Phase, SourceId, State, Verdict, nanos,
+};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
@@ -70,6 +72,9 @@ fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
 fn no_kernel() -> ! {
     panic!("no kernel runs on this thread: traps work inside `kernel::run` or `Kernel::turn`")
 }
+
+/// In place of a node's number: the join is noted, see `runtime::joins`.
+const NOTED: u32 = NIL - 1;
 
 /// A place in some queue of the kernel, held by a leaf future from its first poll to its last.
 #[derive(Debug)]
@@ -217,6 +222,69 @@ impl Wait {
 
     const fn is_armed(&self) -> bool {
         self.node != NIL
+    }
+
+    /// Whether it waits for a task's end without a node.
+    const fn is_noted(&self) -> bool {
+        self.node == NOTED
+    }
+
+    /// Waits for the end of `body`'s task. Mostly this is the first poll and all there is to it, see `runtime::joins`.
+    #[inline(never)]
+    fn poll_join(
+        &mut self,
+        cx: &Context<'_>,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Poll<Result<(), Interrupt>> {
+        let is_first = !self.is_armed() && body.is_live();
+        if is_first && let Some(kernel) = running(|core| core.note_join(cx.waker(), body, at)) {
+            (self.node, self.kernel) = (NOTED, kernel);
+            return Poll::Pending;
+        }
+        self.poll_join_with_care(cx, body, at)
+    }
+
+    #[cold]
+    fn poll_join_with_care(
+        &mut self,
+        cx: &Context<'_>,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Poll<Result<(), Interrupt>> {
+        if self.is_noted() {
+            match self.look_at_note(cx, body)? {
+                NoteState::Waits => return Poll::Pending,
+                NoteState::Ended => return Poll::Ready(Ok(())),
+                NoteState::Gone => {}
+            }
+        } else if !self.is_armed() && !body.is_live() {
+            return Poll::Ready(Ok(()));
+        }
+        let fired = self.poll(cx, |state| state.open_join(body, at));
+        fired.map_ok(|_| ())
+    }
+
+    /// Goes on with a noted join; it is idle if it does not wait any more.
+    fn look_at_note(&mut self, cx: &Context<'_>, body: &BodyRef) -> Result<NoteState, Interrupt> {
+        let note = running(|core| {
+            assert!(
+                self.kernel == core.serial,
+                "a future that waits in one kernel was polled in another"
+            );
+            let is_own = core.is_own(cx.waker());
+            core.with(|state| state.look_at_note(body, is_own))
+        });
+        if note != Ok(NoteState::Waits) {
+            self.forget();
+        }
+        note
+    }
+
+    #[inline(never)]
+    fn drop_note(&mut self, body: &BodyRef) {
+        runtime::with_kernel(self.kernel, |core| core.with(|state| state.drop_note(body)));
+        self.forget();
     }
 
     /// Its node was freed by whoever fired it.
@@ -713,24 +781,26 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
 
     #[inline(always)]
     pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), Interrupt>> {
-        let (body, at) = (self.body.borrow(), self.at);
+        let body = self.body.borrow();
         if body.has_freed_joiners() {
             self.wait.forget();
             return Poll::Ready(Ok(()));
         }
-        if !self.wait.is_armed() && !body.is_live() {
-            return Poll::Ready(Ok(()));
-        }
-        let fired = self.wait.poll(cx, |state| state.open_join(body, at));
-        fired.map_ok(|_| ())
+        self.wait.poll_join(cx, body, self.at)
     }
 }
 
 impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.wait.is_armed() && self.body.borrow().has_freed_joiners() {
+        if !self.wait.is_armed() {
+            return;
+        }
+        let body = self.body.borrow();
+        if body.has_freed_joiners() {
             self.wait.forget();
+        } else if self.wait.is_noted() {
+            self.wait.drop_note(body);
         }
     }
 }

@@ -16,6 +16,7 @@
 mod board;
 mod clock;
 mod inbox;
+mod joins;
 mod kernel;
 mod lots;
 mod nodes;
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 pub(crate) use board::{Board, Posted, Step};
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub(crate) use inbox::InboxSender;
+pub(crate) use joins::NoteState;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
 pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
@@ -223,6 +225,7 @@ impl Core {
                 scope: ROOT,
                 is_shielded: false,
                 reasons: HashMap::new(),
+                noted: Vec::new(),
                 names: HashMap::new(),
                 board,
                 locals: HashMap::new(),
@@ -327,6 +330,18 @@ impl Core {
             assert!(state.current != NIL, "a trap was polled outside of a task");
             state.pending_interrupt()
         })
+    }
+
+    /// Notes that the running task waits for another one's end. `None` if that takes a node, else the serial number of the kernel.
+    #[inline(always)]
+    pub(crate) fn note_join(
+        &self,
+        waker: &Waker,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Option<u32> {
+        let is_noted = self.is_own(waker) && self.state.borrow_mut().note_join(body, at);
+        is_noted.then_some(self.serial)
     }
 
     /// Ends a wait if it has been fired.

@@ -269,6 +269,9 @@ impl State {
             }
             node = next;
         }
+        if fired == ROOT {
+            self.interrupt_note(task);
+        }
     }
 
     /// Whether a firing of `outer` is felt in `scope`: it is the same or around it, and no shield stands between.
@@ -298,13 +301,17 @@ impl State {
 
     /// The answer of a leaf that was interrupted.
     pub(crate) fn interrupt_of(&mut self, node: u32) -> Interrupt {
-        let cancelled = self.nodes[node].key as u32 == ROOT;
-        self.tell(self.scope);
-        if cancelled {
-            self.reason(self.current)
-        } else {
-            Interrupt::TaskTimeout
+        if self.nodes[node].key as u32 == ROOT {
+            return self.cancellation();
         }
+        self.tell(self.scope);
+        Interrupt::TaskTimeout
+    }
+
+    /// That of a leaf that was interrupted because its task was cancelled.
+    pub(crate) fn cancellation(&mut self) -> Interrupt {
+        self.tell(self.scope);
+        self.reason(self.current)
     }
 
     /// Whether an interrupt waits for the current task, be it behind a shield.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
+use super::joins::Noted;
 use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
 use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
@@ -45,6 +46,8 @@ pub(crate) struct State {
     pub(super) is_shielded: bool,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
+    /// Joins without a node, by the slot of the task that waits.
+    pub(super) noted: Vec<Noted>,
     pub(super) names: HashMap<u64, Rc<str>>,
     /// Shows the names to other threads.
     pub(super) board: Option<Arc<Board>>,
@@ -163,7 +166,15 @@ impl State {
         let task = node.task();
         if node.is_foreign() {
             self.wake_foreign(id);
-        } else if !self.aftermath.is_empty() {
+        } else {
+            self.wake(task);
+        }
+    }
+
+    /// Makes the task of a wait ready.
+    #[inline(always)]
+    pub(super) fn wake(&mut self, task: u32) {
+        if !self.aftermath.is_empty() {
             self.wake_in_turn(task);
         } else if task != NOBODY {
             self.make_ready(task);
@@ -403,6 +414,7 @@ impl State {
             self.nodes[node].orphan();
         }
         self.orphan_scopes(task);
+        self.orphan_note(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
@@ -451,79 +463,6 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
-    /// A wait of the current task for another one's end, at the end of the ring of those who wait for it.
-    #[inline]
-    pub(crate) fn open_join(
-        &mut self,
-        body: &BodyRef,
-        at: &'static Location<'static>,
-    ) -> Option<u32> {
-        assert!(
-            body.kernel == self.id,
-            "a task of one kernel was waited for in another"
-        );
-        let task = body.slot.get();
-        let node = self.open_wait(WaitKind::Join, u64::from(task), at)?;
-        match &mut self.tasks[task].joiners {
-            joiners @ &mut NIL => *joiners = node,
-            &mut first => self.nodes.park(node, first),
-        }
-        Some(node)
-    }
-
-    /// A wait whose node must not go while user code runs: the task that is waited for may end in it.
-    pub(crate) fn keep_at_end(&self, node: u32) {
-        let node = &self.nodes[node];
-        if (node.kind(), node.phase()) == (WaitKind::Join, Phase::Armed) {
-            let body = self.tasks[node.key as u32].body.as_ref();
-            body.expect("only a live task is waited for").keep_joiners();
-        }
-    }
-
-    fn disarm_join(&mut self, node: u32) {
-        let Node { next, key, .. } = self.nodes[node];
-        self.nodes.leave_lot(node);
-        let slot = &mut self.tasks[key as u32];
-        if slot.joiners == node {
-            slot.joiners = if next == node { NIL } else { next };
-        }
-        let body = slot.body.as_ref();
-        body.expect("only a live task is waited for").keep_joiners();
-    }
-
-    /// Fires those who waited for the end of `body`'s task, mostly one. Their nodes go with it, see `Header::has_freed_joiners`.
-    #[inline(always)]
-    fn fire_joiners(&mut self, first: u32, body: BodyRef) -> BodyRef {
-        let node = &self.nodes[first];
-        let (is_alone, task) = (node.next == first && !node.is_foreign(), node.task());
-        match self.tasks.get_mut(task) {
-            Some(slot) if is_alone && !body.keeps_joiners() && self.aftermath.is_empty() => {
-                self.nodes.unlink_from_task(first, &mut slot.waits);
-                self.nodes.put_back(first);
-                self.ready.queue(task, &mut slot.flags);
-                body
-            }
-            _ => self.fire_all_joiners(first, body),
-        }
-    }
-
-    /// In the order in which they came.
-    #[inline(never)]
-    fn fire_all_joiners(&mut self, first: u32, body: BodyRef) -> BodyRef {
-        let mut node = first;
-        loop {
-            let next = self.nodes[node].next;
-            self.fire(node);
-            if !body.keeps_joiners() {
-                self.free(node);
-            }
-            if next == first {
-                return body;
-            }
-            node = next;
-        }
-    }
-
     pub(crate) fn set_name(&mut self, task: u32, name: Rc<str>) {
         let slot = &mut self.tasks[task];
         slot.flags.set(Flags::NAMED);
@@ -547,6 +486,7 @@ impl State {
             waits.push((self.nodes[node].kind(), self.nodes[node].at));
             node = self.nodes[node].task_next;
         }
+        waits.extend(self.noted_at(task).map(|at| (WaitKind::Join, at)));
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
             _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,

@@ -74,6 +74,8 @@ const DOOMED: u8 = 4;
 const KEEPS_JOINERS: u8 = 8;
 /// Somebody was told of its panic.
 const REPORTED: u8 = 16;
+/// The noted join of the one who waits for it was interrupted.
+const LOST_JOIN: u8 = 32;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -111,6 +113,15 @@ impl Header {
 
     pub(crate) fn keep_joiners(&self) {
         self.marks.set(self.marks.get() | KEEPS_JOINERS);
+    }
+
+    /// See `joins`.
+    pub(crate) fn has_lost_join(&self) -> bool {
+        self.marks.get() & LOST_JOIN != 0
+    }
+
+    pub(crate) fn lose_join(&self) {
+        self.marks.set(self.marks.get() | LOST_JOIN);
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
@@ -785,7 +796,7 @@ pub(crate) struct Slot {
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
     pub(crate) scopes: u32,
-    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last.
+    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last. Or a note, see `joins`.
     pub(crate) joiners: u32,
     pub(crate) flags: Flags,
 }
@@ -820,8 +831,13 @@ impl Flags {
     pub(crate) const LOCALS: Self = Self(32);
     /// It has a name.
     pub(crate) const NAMED: Self = Self(64);
+    /// It has a noted join.
+    pub(crate) const JOINS: Self = Self(128);
     /// When it ends there is more to do than to free its slot.
-    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED.and(Self::LOCALS).and(Self::NAMED);
+    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED
+        .and(Self::LOCALS)
+        .and(Self::NAMED)
+        .and(Self::JOINS);
 
     const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
 
