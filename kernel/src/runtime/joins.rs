@@ -257,3 +257,177 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::pending;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use futures::poll;
+    use futures::stream::{FuturesUnordered, StreamExt};
+
+    use super::*;
+    use crate::traps::JoinWait;
+    use crate::{
+        Builder, TaskRef, VirtualClock, current_task, spawn, timeout_after, wait_until_idle,
+        yield_now,
+    };
+
+    /// Runs `main`, and the tables are empty afterwards.
+    fn run(main: impl Future<Output = ()>) {
+        let clock = VirtualClock::new();
+        let mut kernel = Builder::new().clock(clock).build().unwrap();
+        kernel.run(main).unwrap();
+        let state = kernel.core.state.borrow();
+        assert_eq!((state.tasks.live(), state.nodes.live()), (0, 1));
+    }
+
+    fn live_nodes() -> usize {
+        super::super::with_current(|core| core.unwrap().live_nodes())
+    }
+
+    fn waits(task: &TaskRef) -> Vec<WaitKind> {
+        let waits = task.info().unwrap().waits;
+        waits.into_iter().map(|(kind, _)| kind).collect()
+    }
+
+    /// A task that ends when it is told to.
+    fn endless() -> crate::Task<()> {
+        spawn(pending())
+    }
+
+    #[test]
+    fn a_noted_join_has_no_node_and_is_shown() {
+        run(async {
+            let (task, before) = (endless(), live_nodes());
+            let mut wait = task.wait();
+            let line = line!() - 1;
+            assert!(poll!(&mut wait).is_pending());
+            assert_eq!(live_nodes(), before);
+            let [(WaitKind::Join, at)] = current_task().info().unwrap().waits[..] else {
+                panic!("it is not shown");
+            };
+            assert_eq!((at.file(), at.line()), (file!(), line));
+            drop(wait);
+            assert_eq!(waits(&current_task()), []);
+            task.abort();
+            assert_eq!(current_task().cycles(), 1);
+            yield_now().await.unwrap();
+            assert_eq!(current_task().cycles(), 2, "nothing else woke it");
+        });
+    }
+
+    #[test]
+    fn those_who_join_go_on_in_the_order_in_which_they_came() {
+        run(async {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let task = endless();
+            let joiners: Vec<_> = (0..4)
+                .map(|n| {
+                    let (wait, order) = (task.wait(), order.clone());
+                    spawn(async move {
+                        wait.await.unwrap();
+                        order.borrow_mut().push(n);
+                    })
+                })
+                .collect();
+            wait_until_idle().await.unwrap();
+            joiners[1].abort();
+            task.abort();
+            for joiner in &joiners {
+                joiner.wait().await.unwrap();
+            }
+            assert_eq!(*order.borrow(), [0, 2, 3]);
+        });
+    }
+
+    #[test]
+    fn a_cancellation_interrupts_a_noted_join_once() {
+        run(async {
+            let task = endless();
+            let target = task.to_ref();
+            let joiner = spawn(async move {
+                let first = target.wait().await;
+                (first, target.wait().await)
+            });
+            wait_until_idle().await.unwrap();
+            assert!(joiner.request_cancel(""));
+            wait_until_idle().await.unwrap();
+            assert_eq!(waits(&joiner), [WaitKind::Join], "the second, with a node");
+            task.abort();
+            let (first, second) = joiner.join().await.unwrap();
+            assert!(matches!(first, Err(Interrupt::Cancelled(_))));
+            second.unwrap();
+        });
+    }
+
+    /// Polls a join in a task of its own and leaves it in the answer's place, for somebody else.
+    async fn noted_elsewhere(task: &TaskRef, ends: bool) -> (Pin<Box<JoinWait>>, TaskRef) {
+        let place = Rc::new(RefCell::new(None));
+        let (wait, left) = (task.wait(), place.clone());
+        let poller = spawn(async move {
+            let mut wait = Box::pin(wait);
+            assert!(poll!(wait.as_mut()).is_pending());
+            *left.borrow_mut() = Some(wait);
+            if !ends {
+                pending::<()>().await;
+            }
+        });
+        wait_until_idle().await.unwrap();
+        (place.take().unwrap(), poller.to_ref())
+    }
+
+    #[test]
+    fn a_noted_join_that_moves_to_another_task_is_that_ones() {
+        for ends in [false, true] {
+            run(async {
+                let task = endless();
+                let (wait, poller) = noted_elsewhere(&task, ends).await;
+                assert_eq!(poller.is_terminated(), ends);
+                let taker = spawn(wait);
+                wait_until_idle().await.unwrap();
+                assert_eq!(waits(&taker), [WaitKind::Join]);
+                let before = poller.cycles();
+                task.abort();
+                taker.join().await.unwrap().unwrap();
+                assert_eq!(poller.cycles(), before);
+                poller.abort();
+            });
+        }
+    }
+
+    #[test]
+    fn the_join_of_a_task_that_ended_does_not_take_the_note_of_another_with_it() {
+        run(async {
+            let task = endless();
+            let (wait, _) = noted_elsewhere(&task, true).await;
+            let joiner = spawn(task.wait());
+            wait_until_idle().await.unwrap();
+            drop(wait);
+            assert_eq!(waits(&joiner), [WaitKind::Join]);
+            task.abort();
+            joiner.join().await.unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_noted_join_ends_for_another_waker_and_in_a_timeout_block() {
+        run(async {
+            let [task, late] = [endless(), endless()];
+            let mut waits: Vec<_> = [&task, &late].map(|task| Box::pin(task.wait())).into();
+            assert!(poll!(waits[0].as_mut()).is_pending());
+            let mut all: FuturesUnordered<_> = waits.drain(..1).collect();
+            assert!(poll!(all.next()).is_pending());
+            task.abort();
+            all.next().await.unwrap().unwrap();
+
+            assert!(poll!(waits[0].as_mut()).is_pending());
+            let outcome = timeout_after(Duration::from_secs(1), waits[0].as_mut()).await;
+            assert_eq!(outcome, Err(Interrupt::TaskTimeout));
+            late.abort();
+        });
+    }
+}

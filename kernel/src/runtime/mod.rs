@@ -9,7 +9,8 @@
 //! 1. No user code runs while a table is borrowed. Futures, wakers and outputs are polled, woken and dropped by [`Core`] with no
 //!    borrow held; what a kernel operation wants woken or dropped it leaves in `aftermath`.
 //! 2. A task is in the ready queue at most once; `Flags::QUEUED` says whether it is.
-//! 3. An armed node is in exactly the queue that its kind says, and in its task's list; a task that ended has no nodes.
+//! 3. An armed node is in exactly the queue that its kind says, and in its task's list; a task that ended has no nodes. A noted join
+//!    (see `joins`) is in the slots of both its tasks, or in neither.
 //! 4. A wait, not a task, is what completes: a task polled by `join!` may have many.
 //! 5. Bodies are dropped before the kernel lets go of its tables, so that the leaves in them find their nodes.
 

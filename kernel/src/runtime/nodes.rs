@@ -7,7 +7,7 @@
 //! allocator once the table has grown, and nothing dangles: the leaf's `Drop` takes its node out of both lists.
 //!
 //! Life of a leaf's node: `Armed` → `Fired` | `Interrupted` | `Closed` → released by the leaf, or released at any moment when the leaf is dropped.
-//! That of a join goes with the task that it waits for, see `Header::has_freed_joiners`.
+//! That of a join goes with the task that it waits for, see `Header::has_freed_joiners`; most joins have none, see `joins`.
 
 use std::panic::Location;
 use std::task::Waker;
@@ -281,6 +281,9 @@ pub(crate) struct Nodes {
     foreign: Vec<Option<Waker>>,
 }
 
+/// By how many nodes the table grows: for a wait that finds it full, to make room is a long way round.
+const GROWTH: u32 = 32;
+
 impl Nodes {
     pub(crate) const fn new() -> Self {
         Self {
@@ -343,13 +346,15 @@ impl Nodes {
 
     #[cold]
     fn grow(&mut self) {
-        assert!(
-            self.nodes.len() < ID as usize,
-            "more than 2^28 waits at once"
-        );
-        self.free = self.nodes.len() as u32;
-        let free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
-        self.nodes.push(free);
+        let first = self.nodes.len() as u32;
+        assert!(first + GROWTH <= ID, "more than 2^28 waits at once");
+        self.nodes.extend((first + 1..=first + GROWTH).map(|next| {
+            let mut free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
+            free.next = next;
+            free
+        }));
+        self.nodes[(first + GROWTH - 1) as usize].next = NIL;
+        self.free = first;
     }
 
     /// Frees a leaf's node that is in no list any more. The waker it had must be dropped by the caller once no table is borrowed.
