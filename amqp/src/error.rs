@@ -176,6 +176,16 @@ pub enum EncodeError {
         /// The largest payload a frame may have, in bytes.
         max: usize,
     },
+    /// The arguments of a request travel in one frame that cannot be split.
+    #[error(
+        "a request of {len} bytes, the connection's frame_max leaves room for {max}; give it smaller arguments"
+    )]
+    MethodTooLarge {
+        /// The size of the method frame's payload, in bytes.
+        len: usize,
+        /// The largest payload a frame may have, in bytes.
+        max: usize,
+    },
     /// Tables and arrays are nested deeper than [`MAX_DEPTH`](crate::wire::props::MAX_DEPTH), or malformed.
     #[error("headers: {0}")]
     BadTable(#[from] TableError),

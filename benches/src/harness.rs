@@ -231,6 +231,8 @@ struct Entry<'a> {
     program: &'a Path,
     /// What the program calls it.
     contestant: &'static str,
+    /// How many connections the load generator makes to it, if it is a server.
+    connections: Option<usize>,
     result: ContestantResult,
 }
 
@@ -262,6 +264,10 @@ impl Programs {
         let entry = |program, it: &Contestant, name, side| Entry {
             program,
             contestant: it.name,
+            connections: match it.work {
+                Work::Measured(_) => None,
+                Work::Served(_, connections) => Some(connections),
+            },
             result: ContestantResult {
                 name,
                 side,
@@ -411,8 +417,11 @@ pub(crate) fn count_instructions(bench: &Bench, programs: &Programs) -> Result<B
     let mut entries = programs.entries(bench);
     for it in &mut entries {
         let counted = (|| {
-            let few = instructions(bench, it, 2)?;
-            let more = instructions(bench, it, 6)?;
+            let [few, more] = match it.connections {
+                None => [2, 6].map(|laps| instructions(bench, it, laps)),
+                Some(n) => REQUESTS.map(|requests| instructions_served(bench, it, n, requests)),
+            };
+            let (few, more) = (few?, more?);
             let per_operation = (more.0 - few.0) / (more.1 - few.1);
             Ok::<_, Error>(Sample::from([(INSTRUCTIONS.key.into(), per_operation)]))
         })();
@@ -435,12 +444,42 @@ pub(crate) const INSTRUCTIONS: Figure = Figure {
     better: Better::Less,
 };
 
-/// Instructions and operations of so many laps.
-fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), Error> {
-    let output = Command::new("valgrind")
+/// The program under valgrind, which writes the count to its standard error at the end.
+fn counting(command: &str, bench: &Bench, it: &Entry<'_>) -> Command {
+    let mut counting = Command::new("valgrind");
+    counting
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(it.program)
-        .args(["__one", &bench.name, it.contestant])
+        .args([command, &bench.name, it.contestant]);
+    counting
+}
+
+/// The count in valgrind's log.
+fn collected(log: &str) -> Option<f64> {
+    let (_, count) = log
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))?;
+    count.trim().parse().ok()
+}
+
+/// How many requests a server answers in the two runs.
+const REQUESTS: [u64; 2] = [5_000, 25_000];
+
+/// Instructions of a server that answers so many requests.
+fn instructions_served(
+    bench: &Bench,
+    it: &Entry<'_>,
+    connections: usize,
+    requests: u64,
+) -> Result<(f64, f64), Error> {
+    let log = load::count(counting("__serve", bench, it), connections, requests)?;
+    let collected = collected(&log).ok_or("valgrind has not counted")?;
+    Ok((collected, requests as f64))
+}
+
+/// Instructions and operations of so many laps.
+fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), Error> {
+    let output = counting("__one", bench, it)
         .env(LAPS, laps.to_string())
         .output()
         .map_err(|error| format!("cannot start valgrind: {error}"))?;
@@ -451,11 +490,7 @@ fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), 
         Line::Sample(sample) => sample.get("operations").copied(),
         Line::Missing(why) => return Err(why.into()),
     };
-    let log = String::from_utf8_lossy(&output.stderr);
-    let collected = log
-        .lines()
-        .find_map(|line| line.split_once("Collected : "))
-        .and_then(|(_, count)| count.trim().parse().ok());
+    let collected = collected(&String::from_utf8_lossy(&output.stderr));
     match (collected, operations) {
         (Some(collected), Some(operations)) => Ok((collected, operations)),
         _ => Err("this bench does not count its operations".into()),

@@ -48,6 +48,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use pin_project_lite::pin_project;
+
 use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
 use crate::runtime::{
@@ -568,6 +570,47 @@ fn requeue_with_care(waker: &Waker) -> Poll<Result<(), Interrupt>> {
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
 ///
 /// Belongs to the kernel in which a task first waits in it, until that ends. Dropping it wakes those who still wait.
+///
+/// Enough for a primitive of one's own, here a gate that lets tasks pass while it is open:
+///
+/// ```
+/// use kernel::traps::{Lot, WaitKind, sched_wait, sched_wake};
+/// use kernel::{Interrupt, spawn, wait_until_idle};
+/// use std::{cell::Cell, rc::Rc};
+///
+/// #[derive(Default)]
+/// struct Gate {
+///     is_open: Cell<bool>,
+///     waiting: Lot,
+/// }
+///
+/// impl Gate {
+///     /// Cancellation point: only if the gate is closed.
+///     async fn pass(&self) -> Result<(), Interrupt> {
+///         while !self.is_open.get() {
+///             sched_wait(&self.waiting, WaitKind::Custom).await?;
+///         }
+///         Ok(())
+///     }
+///
+///     fn open(&self) {
+///         self.is_open.set(true);
+///         sched_wake(&self.waiting, usize::MAX);
+///     }
+/// }
+///
+/// # kernel::run(async {
+/// let gate = Rc::new(Gate::default());
+/// let guest = spawn({
+///     let gate = gate.clone();
+///     async move { gate.pass().await }
+/// });
+/// wait_until_idle().await.unwrap();
+/// assert!(!guest.is_terminated());
+/// gate.open();
+/// guest.join().await.unwrap().unwrap();
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Lot {
     id: Cell<u32>,
@@ -844,6 +887,28 @@ impl Future for IdleWait {
 /// can come too early; if an interrupt is pending it is not called at all.
 ///
 /// Cancellation point: yes. If dropped, a later answer does nothing.
+///
+/// ```
+/// use kernel::traps::future_wait;
+///
+/// # kernel::run(async {
+/// // Somebody else's thread, with a callback.
+/// fn ask(callback: impl FnOnce(u32) + Send + 'static) {
+///     std::thread::spawn(move || callback(42));
+/// }
+///
+/// let (sender, answer) = std::sync::mpsc::channel();
+/// future_wait(|completer| {
+///     ask(move |value| {
+///         sender.send(value).unwrap();
+///         completer.complete();
+///     })
+/// })
+/// .await
+/// .unwrap();
+/// assert_eq!(answer.try_recv(), Ok(42));
+/// # }).unwrap();
+/// ```
 #[track_caller]
 pub fn future_wait<F: FnOnce(Completer)>(start: F) -> FutureWait<F> {
     FutureWait {
@@ -915,6 +980,77 @@ impl ForeignWait {
             Poll::Ready(Err(interrupt)) => Poll::Ready(interrupt),
             Poll::Ready(Ok(_)) => unreachable!("nothing fires a foreign wait"),
             Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+pin_project! {
+    /// A future whose waits are said to be where it was made; made by [`at_caller`].
+    #[derive(Debug)]
+    #[must_use = "a future does nothing until it is awaited"]
+    pub struct AtCaller<F> {
+        at: &'static Location<'static>,
+        #[pin]
+        future: F,
+    }
+}
+
+/// Has the task dump say that a task which waits in `future` waits at the caller. For a primitive that makes several traps in an `async` block: where the block
+/// was awaited is not known in there, so the traps would be said to be inside the primitive. Of several, one in the other, the outermost counts.
+///
+/// ```
+/// use kernel::{Interrupt, sleep, spawn, wait_until_idle};
+/// use std::{future::Future, time::Duration};
+///
+/// #[track_caller]
+/// fn nap_twice() -> impl Future<Output = Result<(), Interrupt>> {
+///     kernel::traps::at_caller(async {
+///         sleep(Duration::from_secs(1)).await?;
+///         sleep(Duration::from_secs(1)).await.map(drop)
+///     })
+/// }
+///
+/// # kernel::run(async {
+/// let (task, here) = (spawn(async { nap_twice().await }), line!());
+/// wait_until_idle().await.unwrap();
+/// let (_, at) = task.info().unwrap().waits[0];
+/// assert_eq!(at.line(), here);
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub const fn at_caller<F: Future>(future: F) -> AtCaller<F> {
+    let at = Location::caller();
+    AtCaller { at, future }
+}
+
+impl<F: Future> Future for AtCaller<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _calling = Calling::from(this.at);
+        this.future.poll(cx)
+    }
+}
+
+/// While it lives, waits are said to be where the outermost call came from. Dropped, also by a panic, that is over.
+struct Calling {
+    is_outermost: bool,
+}
+
+impl Calling {
+    fn from(at: &'static Location<'static>) -> Self {
+        let enter = |core: &Core| core.with(|state| state.enter_call(at));
+        Self {
+            is_outermost: runtime::with_current(|core| core.is_some_and(enter)),
+        }
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            running(|core| core.with(State::leave_call));
         }
     }
 }

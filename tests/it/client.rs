@@ -15,6 +15,8 @@ use amqp::wire::{Method, Properties};
 use kernel::{MaybeInterrupt, drop_after, spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
 
+const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
 /// Runs a test's body with a connection to the broker under test.
 fn with_connection<F>(body: impl FnOnce(Connection) -> F)
 where
@@ -74,6 +76,46 @@ async fn send(connection: &Connection, message: Message<'_>) -> Result<(), Error
 
 async fn depth(channel: &Channel, queue: &str) -> Result<u32, Error> {
     Ok(channel.queue(queue).passive().declare().await?.messages)
+}
+
+/// RabbitMQ numbers direct replies by the tag that the channel's next delivery has as well.
+///
+/// Accepts: feature/direct_reply-to
+#[test]
+fn replies_come_straight_back_one_after_another_beside_other_deliveries() {
+    with_queue(async |connection, channel, name| {
+        let asker = connection.channel().await?;
+        let cap = Cap {
+            count: 10,
+            bytes: 1 << 20,
+        };
+        let mut answers = asker.consume(REPLY_TO).no_ack(cap).start().await?;
+        let others = asker.queue("").exclusive().declare().await?.name;
+        let mut others_come = asker.consume(&others).start().await?;
+        let mut questions = channel.consume(&name).start().await?;
+        let properties = Properties {
+            reply_to: Some(REPLY_TO),
+            ..Properties::default()
+        };
+        for n in ["1", "2", "3"] {
+            let question = Message::new(n.as_bytes()).key(&name);
+            asker.publish(question.properties(&properties)).await?;
+            let question = questions.next().await?.unwrap();
+            let to = question.props().reply_to().unwrap().to_owned();
+            channel
+                .publish(Message::new(question.body()).key(&to))
+                .await?;
+            question.ack();
+            assert_eq!(answers.next().await?.unwrap().body(), n.as_bytes());
+            send(&connection, Message::new(n.as_bytes()).key(&others)).await?;
+            let other = others_come.next().await?.unwrap();
+            assert_eq!(other.body(), n.as_bytes());
+            assert_eq!(other.ack(), Settled::Queued);
+        }
+        // Had an ack been for the wrong delivery, the channel would be closed.
+        assert_eq!(depth(&asker, &others).await?, 0);
+        Ok(())
+    });
 }
 
 /// Accepts: feature/queue

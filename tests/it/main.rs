@@ -19,6 +19,7 @@
 //! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
 //! | [`kernel_leaks`] | what is left in a process when its kernels are gone; no broker |
 //! | [`kernel_process`] | calls in worker processes: what crosses the border, and how both sides die |
+//! | [`kernel_process_faults`] | worker processes that are killed at any moment, or lie; what is left then |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
@@ -42,6 +43,7 @@ mod kernel_local;
 mod kernel_model;
 mod kernel_net;
 mod kernel_process;
+mod kernel_process_faults;
 mod kernel_sync;
 mod kernel_tls;
 mod kernel_universal;

@@ -18,7 +18,8 @@ use crate::proto::content::Content;
 use crate::proto::unsettled::Slots;
 use crate::wire::cold::{self, Method, access, basic, confirm, exchange, queue, short_text, tx};
 use crate::wire::frame::put_content;
-use crate::wire::{Ack, Deliver, GetOk, Nack, Props, Publish, Reject, Return, TableBuf};
+use crate::wire::props::Changes;
+use crate::wire::{Ack, Deliver, GetOk, Nack, Props, PropsBuf, Publish, Reject, Return, TableBuf};
 
 /// What a channel works with while it handles one frame.
 pub(super) struct Scope<'a> {
@@ -135,8 +136,8 @@ pub(super) struct Channel {
     commits: VecDeque<Mark>,
     /// For methods that name no queue.
     last_queue: Option<Rc<str>>,
-    /// The name behind `amq.rabbitmq.reply-to`, if there is a consumer on it.
-    reply_queue: Option<Rc<str>>,
+    /// What is behind `amq.rabbitmq.reply-to`, if there is a consumer on it.
+    reply_queue: Option<(QueueId, Rc<str>)>,
     last_route: Option<LastRoute>,
 }
 
@@ -219,7 +220,7 @@ impl Channel {
         };
         if let Some(rewritten) = self.rewrite(props)? {
             content.truncate(body_len);
-            content.extend_from_slice(&rewritten);
+            content.extend_from_slice(rewritten.as_bytes());
         }
         let last = self.last_route.as_mut().expect("set above");
         let route = match (&last.route, copies.is_empty()) {
@@ -312,32 +313,29 @@ impl Channel {
     }
 
     /// The properties as consumers see them where they differ: `reply_to` of direct reply-to, and no `BCC`.
-    fn rewrite(&self, props: Props<'_>) -> Result<Option<Vec<u8>>, Fault> {
+    fn rewrite(&self, props: Props<'_>) -> Result<Option<PropsBuf>, Fault> {
         let direct = props.reply_to() == Some(REPLY_TO);
         let blind = props.header("BCC").is_some();
         if !direct && !blind {
             return Ok(None);
         }
-        let mut properties = props.to_properties();
+        let mut changes = Changes::default();
         if direct {
-            let Some(name) = &self.reply_queue else {
+            let Some((_, name)) = &self.reply_queue else {
                 return Err(Fault::precondition("fast reply consumer does not exist"));
             };
-            properties.reply_to = Some(name);
+            changes.reply_to = Some(name);
         }
         let mut headers = TableBuf::new();
-        let invalid = |e| Fault::precondition(format_args!("invalid message: {e}"));
         if blind {
-            for (name, value) in properties.headers.into_iter().flatten() {
+            for (name, value) in props.headers().into_iter().flatten() {
                 if name != "BCC" {
-                    headers.insert(name, value).map_err(invalid)?;
+                    headers.put(name, value);
                 }
             }
-            properties.headers = Some(headers.as_table());
+            changes.headers = Some(headers.as_table());
         }
-        let mut bytes = Vec::new();
-        properties.encode_into(&mut bytes).map_err(invalid)?;
-        Ok(Some(bytes))
+        Ok(Some(props.changed(&changes)))
     }
 
     /// Whether publishings of it are answered, or commits wait for the store.
@@ -409,7 +407,11 @@ impl Channel {
     ) -> Option<Entry> {
         let message = entry.message.clone();
         let redelivered = entry.redelivered;
-        let (delivery_tag, settled) = if consumer.no_ack {
+        let replies = self.reply_queue.as_ref().map(|(id, _)| *id);
+        let (delivery_tag, settled) = if replies == Some(consumer.queue) {
+            // As RabbitMQ has it, replies use up no tags.
+            (self.unsettled.next_tag(), Some(entry))
+        } else if consumer.no_ack {
             (self.unsettled.skip(), Some(entry))
         } else {
             consumer.unsettled.update(|n| n + 1);
@@ -696,9 +698,7 @@ impl Channel {
             M::Cancel(cancel) => {
                 if let Some(consumer) = self.consumers.remove(cancel.consumer_tag.as_str()) {
                     scope.vhost.leave(&consumer, scope.now);
-                    if self.reply_queue.is_some() && scope.vhost.queue(consumer.queue).is_none() {
-                        self.reply_queue = None;
-                    }
+                    self.reply_queue.take_if(|(id, _)| *id == consumer.queue);
                 }
                 if !cancel.nowait {
                     let consumer_tag = cancel.consumer_tag;
@@ -763,7 +763,8 @@ impl Channel {
                 return Err(Fault::precondition("reply consumer already set"));
             }
             let id = scope.vhost.declare_reply_queue(scope.session, scope.now)?;
-            self.reply_queue = scope.vhost.queue(id).map(|q| q.name.clone());
+            let name = scope.vhost.queue(id).map(|queue| queue.name.clone());
+            self.reply_queue = name.map(|name| (id, name));
             id
         } else {
             let queue = scope.vhost.usable_queue(&name, scope.session)?;

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::queue::Message;
-use crate::wire::props::ArrayBuf;
+use crate::wire::props::{ArrayBuf, Changes};
 use crate::wire::{Props, PropsBuf, Table, TableBuf, Value};
 
 /// Why a message died.
@@ -58,18 +58,16 @@ impl Letter {
 }
 
 /// Rewrites the properties of a message that died in `queue`. `wall` is the time of day, seconds since 1970.
-///
-/// `None` if they cannot be encoded again, which publishing has made sure of.
 pub(crate) fn write(
     message: &Message,
     queue: &str,
     key: Option<&Rc<str>>,
     reason: Reason,
     wall: u64,
-) -> Option<Letter> {
-    let mut properties = message.props().to_properties();
-    let old = properties.headers.unwrap_or_default();
-    let copies = carbon_copies(message.props());
+) -> Letter {
+    let props = message.props();
+    let old = props.headers().unwrap_or_default();
+    let copies = carbon_copies(props);
 
     let mut routing_keys = ArrayBuf::new();
     routing_keys.push(&*message.routing_key);
@@ -95,22 +93,23 @@ pub(crate) fn write(
         .unwrap_or(0)
         .saturating_add(1);
     let mut death = TableBuf::new();
-    death.insert("count", count).ok()?;
+    death.put("count", count);
     match before {
         // The rest of the first time stays.
         Some(before) => {
             for (name, value) in before.iter().filter(|(name, _)| *name != "count") {
-                death.insert(name, value).ok()?;
+                death.put(name, value);
             }
         }
         None => {
-            death.insert("reason", reason.name()).ok()?;
-            death.insert("queue", queue).ok()?;
-            death.insert("time", Value::Timestamp(wall)).ok()?;
-            death.insert("exchange", &*message.exchange).ok()?;
-            death.insert("routing-keys", routing_keys.as_array()).ok()?;
-            if let Some(expiration) = properties.expiration {
-                death.insert("original-expiration", expiration).ok()?;
+            death
+                .put("reason", reason.name())
+                .put("queue", queue)
+                .put("time", Value::Timestamp(wall))
+                .put("exchange", &*message.exchange)
+                .put("routing-keys", routing_keys.as_array());
+            if let Some(expiration) = props.expiration() {
+                death.put("original-expiration", expiration);
             }
         }
     }
@@ -124,21 +123,22 @@ pub(crate) fn write(
     for (name, value) in old.iter() {
         // With a key of the queue's own, the copies were for the old route.
         if name != "x-death" && !(name == "BCC" || (name == "CC" && key.is_some())) {
-            headers.insert(name, value).ok()?;
+            headers.put(name, value);
         }
     }
-    headers.insert("x-death", all.as_array()).ok()?;
+    headers.put("x-death", all.as_array());
     if old.get("x-first-death-reason").is_none() {
         headers
-            .insert("x-first-death-exchange", &*message.exchange)
-            .ok()?;
-        headers.insert("x-first-death-queue", queue).ok()?;
-        headers.insert("x-first-death-reason", reason.name()).ok()?;
+            .put("x-first-death-exchange", &*message.exchange)
+            .put("x-first-death-queue", queue)
+            .put("x-first-death-reason", reason.name());
     }
-    properties.headers = Some(headers.as_table());
-    // It must not expire again where it is kept to be looked at.
-    properties.expiration = None;
-    let props = properties.encode().ok()?;
+    let props = props.changed(&Changes {
+        headers: Some(headers.as_table()),
+        // It must not expire again where it is kept to be looked at.
+        no_expiration: true,
+        ..Changes::default()
+    });
 
     let keys = match key {
         Some(key) => vec![key.clone()],
@@ -146,7 +146,7 @@ pub(crate) fn write(
             .chain(copies.into_iter().map(Rc::from))
             .collect(),
     };
-    Some(Letter { props, keys })
+    Letter { props, keys }
 }
 
 /// Whether `letter` has been in `queue` before and nobody has rejected it since.

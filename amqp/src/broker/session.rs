@@ -511,9 +511,10 @@ impl Session {
         cold::decode(CHANNEL, 10, args)?;
         let (open, most) = (self.channels.len(), self.tuned.channel_max);
         if open >= most.into() {
-            return Err(Fault::not_allowed(format_args!(
+            let detail = format_args!(
                 "number of channels opened ({open}) has reached the negotiated channel_max ({most})"
-            )));
+            );
+            return Err(Fault::not_allowed(detail).blame(0, 0));
         }
         let open = Open {
             channel: Channel::new(),

@@ -770,15 +770,13 @@ impl Vhost {
     pub(crate) fn publish_dead(&mut self, now: Instant, wall: u64) -> bool {
         let any = !self.dead.is_empty();
         while let Some(dead) = self.dead.pop_front() {
-            let Some(letter) = deadletter::write(
+            let letter = deadletter::write(
                 &dead.entry.message,
                 &dead.queue,
                 dead.key.as_ref(),
                 dead.reason,
                 wall,
-            ) else {
-                continue;
-            };
+            );
             // The exchange may not exist; then the message is dropped.
             let keys: Vec<&str> = letter.keys.iter().map(AsRef::as_ref).collect();
             let route = self.route(&dead.exchange, &keys, letter.props.as_props().headers());

@@ -112,7 +112,8 @@ impl Consume {
     /// Cancellation point: yes. If dropped, the consumer is cancelled, and what it was sent goes back to the queue.
     ///
     /// # Errors
-    /// [`Error::ChannelClosed`] if there is no such queue (404), or not for us (403); [`Error::Timeout`]; [`Error::Lost`].
+    /// [`Error::ChannelClosed`] if there is no such queue (404), or not for us (403); [`Error::ConsumerTagTaken`]; [`Error::Timeout`];
+    /// [`Error::Lost`].
     pub async fn start(self) -> Result<Consumer, Error> {
         let Self { channel, queue, .. } = &self;
         let mut method = self.method()?;

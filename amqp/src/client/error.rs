@@ -131,6 +131,9 @@ pub enum Error {
     /// As many channels are open as both sides agreed upon.
     #[error("all {0} channels that the server allows are open")]
     NoChannelLeft(u16),
+    /// The channel has a consumer of that name, which RabbitMQ would close the connection over.
+    #[error("the channel has a consumer with the tag {0:?}; end that first, or choose another tag")]
+    ConsumerTagTaken(String),
     /// Something was asked for by [`Channel::call`](super::Channel::call) that has a function of its own, or no answer.
     #[error("not a method that waits for a reply")]
     NotARequest,
@@ -218,6 +221,7 @@ impl Error {
             | Self::Busy(_)
             | Self::Encode(_)
             | Self::NoChannelLeft(_)
+            | Self::ConsumerTagTaken(_)
             | Self::NotARequest
             | Self::WrongAnswer { .. }
             | Self::Interrupted(_) => false,
@@ -288,6 +292,7 @@ impl From<Refused> for Error {
             Refused::NotOpen | Refused::ChannelGone => Self::Closed,
             Refused::Blocked => Self::Busy(Busy::Blocked),
             Refused::NoChannelLeft(max) => Self::NoChannelLeft(max),
+            Refused::ConsumerTagTaken(tag) => Self::ConsumerTagTaken(tag),
             Refused::NotARequest => Self::NotARequest,
             Refused::Encode(error) => Self::Encode(error),
         }

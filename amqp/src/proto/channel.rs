@@ -6,8 +6,6 @@ use super::confirms::Confirms;
 use super::content::Assembly;
 use super::event::{ChannelKey, ConsumerKey, Event, Lost, Outcome, ReqId};
 use super::unsettled::Unsettled;
-use crate::wire::Method;
-use crate::wire::cold::{basic, channel, confirm, exchange, queue, tx};
 
 pub(super) struct Channel {
     pub(super) key: ChannelKey,
@@ -102,6 +100,15 @@ impl Channel {
         self.consumers.iter_mut().find(|c| c.key == key)
     }
 
+    /// Whether there is a consumer of that name, other than one whose cancel is on its way.
+    pub(super) fn has_consumer(&self, tag: &str) -> bool {
+        let leaves = |c: &Consumer| {
+            let mut waiters = self.waiters.iter();
+            waiters.any(|w| w.purpose == Purpose::Cancel(c.key))
+        };
+        self.consumers.iter().any(|c| *c.tag == *tag && !leaves(c))
+    }
+
     pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
         self.consumers.retain(|c| c.key != key);
     }
@@ -154,42 +161,5 @@ impl Channel {
                 });
             });
         }
-    }
-}
-
-/// Which methods answer a request; `None` if none does.
-pub(super) fn reply_to(method: &Method) -> Option<(u16, [u16; 2])> {
-    use Method as M;
-    let class = method.get_amqp_class_id();
-    let id = method.get_amqp_method_id();
-    let next = Some((class, [id + 1; 2]));
-    match method {
-        M::Basic(basic::AMQPMethod::Get(_)) => Some((class, [71, 72])),
-        M::Basic(basic::AMQPMethod::Qos(_) | basic::AMQPMethod::Recover(_)) => next,
-        M::Basic(basic::AMQPMethod::Consume(m)) if !m.nowait => next,
-        M::Basic(basic::AMQPMethod::Cancel(m)) if !m.nowait => next,
-        M::Basic(_) => None,
-        M::Channel(channel::AMQPMethod::Open(_) | channel::AMQPMethod::Close(_)) => next,
-        M::Channel(channel::AMQPMethod::Flow(_)) => next,
-        M::Channel(_) => None,
-        M::Exchange(exchange::AMQPMethod::Declare(m)) if !m.nowait => next,
-        M::Exchange(exchange::AMQPMethod::Delete(m)) if !m.nowait => next,
-        M::Exchange(exchange::AMQPMethod::Bind(m)) if !m.nowait => next,
-        // The one reply whose number is not its request's plus one.
-        M::Exchange(exchange::AMQPMethod::Unbind(m)) if !m.nowait => Some((class, [51; 2])),
-        M::Exchange(_) => None,
-        M::Queue(queue::AMQPMethod::Declare(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Bind(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Purge(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Delete(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Unbind(_)) => next,
-        M::Queue(_) => None,
-        M::Tx(
-            tx::AMQPMethod::Select(_) | tx::AMQPMethod::Commit(_) | tx::AMQPMethod::Rollback(_),
-        ) => next,
-        M::Tx(_) => None,
-        M::Confirm(confirm::AMQPMethod::Select(m)) if !m.nowait => next,
-        M::Confirm(_) => None,
-        M::Connection(_) | M::Access(_) => None,
     }
 }

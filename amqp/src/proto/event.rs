@@ -82,8 +82,8 @@ pub enum Down {
     /// The two sides did not come together.
     #[error("handshake: {0}")]
     Handshake(HandshakeError),
-    /// Nothing was heard for two heartbeat intervals.
-    #[error("no byte from the server for {} s, although heartbeats were agreed", .0.as_secs_f64())]
+    /// Nothing was heard for two heartbeat intervals, or no more than a few bytes of a frame that is not whole.
+    #[error("no sign of life from the server for {} s, although heartbeats were agreed", .0.as_secs_f64())]
     HeartbeatMissed(Duration),
     /// The stream ended without a word.
     #[error("the server closed the stream without closing the connection")]
@@ -99,10 +99,13 @@ impl Down {
     pub fn is_final(&self) -> bool {
         match self {
             Self::ClosedByUs => true,
-            Self::ClosedByPeer(reason) => matches!(
-                reason.code,
-                ReplyCode::ACCESS_REFUSED | ReplyCode::NOT_ALLOWED | ReplyCode::INVALID_PATH
-            ),
+            Self::ClosedByPeer(reason) => match reason.code {
+                ReplyCode::ACCESS_REFUSED | ReplyCode::INVALID_PATH => true,
+                // RabbitMQ has no other code for a user or a virtual host with as many connections as it may have. Those that a network has lost
+                // count until their heartbeats are missed, so whoever comes back at once has to come again.
+                ReplyCode::NOT_ALLOWED => !reason.text.contains("connection limit"),
+                _ => false,
+            },
             Self::Handshake(error) => !matches!(error, HandshakeError::Violation(_)),
             Self::Violation(_) | Self::HeartbeatMissed(_) | Self::Eof | Self::Io(_) => false,
         }
@@ -138,6 +141,9 @@ pub enum Refused {
     /// As many channels are open as both sides agreed upon.
     #[error("all {0} channels that the server allows are open")]
     NoChannelLeft(u16),
+    /// The channel has a consumer of that name.
+    #[error("the channel has a consumer with the tag {0:?}; end that first, or choose another tag")]
+    ConsumerTagTaken(String),
     /// The method has no reply (`nowait`, say), or a function of its own.
     #[error("not a method that waits for a reply")]
     NotARequest,

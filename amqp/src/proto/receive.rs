@@ -425,7 +425,8 @@ impl Connection {
                 self.state = match client.step(method, self.out.lane(0)) {
                     Ok(ClientStep::Continue(client)) => State::Handshake(client),
                     Ok(ClientStep::Tuned(client, tuned)) => {
-                        self.splitter = Splitter::with_frame_max(tuned.frame_max as usize);
+                        self.splitter = Splitter::with_frame_max(tuned.frame_max as usize)
+                            .taking_large_headers();
                         self.beat = Heartbeat::new(tuned.heartbeat, now);
                         State::Handshake(client)
                     }

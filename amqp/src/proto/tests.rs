@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::connection::Connection;
-use super::event::{ChannelKey, Down, Event, Outcome, Refused, ReqId};
+use super::event::{ChannelKey, DeliveryKey, Down, Event, Outcome, Refused, ReqId};
 use super::handshake::{Auth, ClientConfig, Limits};
 use super::outbox::Sending;
 use super::unsettled::Settle;
 use crate::error::{EncodeError, ReplyCode};
-use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue};
+use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue, tx};
 use crate::wire::frame::{put_body, put_content, put_content_header, put_heartbeat};
 use crate::wire::tests::{CELERY_PUBLISH, unhex};
 use crate::wire::{
@@ -194,6 +194,19 @@ impl Rig {
         self.conn
             .publish(key, &publish, props.as_bytes(), b"body")
             .unwrap()
+    }
+
+    /// One delivery to the consumer `t`, to be settled.
+    fn delivery(&mut self, channel: u16, tag: u64) -> DeliveryKey {
+        put_delivery(&mut self.server, channel, tag, b"");
+        let bytes = std::mem::take(&mut self.server);
+        let mut delivery = None;
+        self.conn.feed(&bytes, self.now, &mut |event| {
+            if let Event::Delivery { key, .. } = event {
+                delivery = Some(key);
+            }
+        });
+        delivery.unwrap()
     }
 
     fn consume(&mut self, key: ChannelKey, no_ack: bool) -> ReqId {
@@ -656,8 +669,12 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
     };
     for (bytes, expected) in [
         (
-            vec![2, 0, 1, 0, 3, 13, 64],
-            "0 close 501 FRAME_ERROR - type 2, all octets = <<>>: {frame_too_large,200000,131064} 0 0",
+            vec![3, 0, 1, 0, 3, 13, 64],
+            "0 close 501 FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,200000,131064} 0 0",
+        ),
+        (
+            vec![2, 0, 1, 0, 16, 0, 1],
+            "0 close 501 FRAME_ERROR - type 2, all octets = <<>>: {frame_too_large,1048577,131064} 0 0",
         ),
         (
             vec![1, 0, 1, 0, 0, 0, 4, 0, 60, 0, 80, 0],
@@ -665,7 +682,16 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             vec![7, 0, 1, 0, 0, 0, 1, 9, 0xCE],
-            "0 close 501 FRAME_ERROR - type 7, all octets = <<9>>: unknown_frame 0 0",
+            r#"0 close 501 FRAME_ERROR - type 7, all octets = <<"\t">>: unknown_frame 0 0"#,
+        ),
+        (
+            [
+                &[7, 0, 1, 0, 0, 0, 18][..],
+                b"GET / HTTP/1.1\r\n\r\n",
+                &[0xCE],
+            ]
+            .concat(),
+            r#"0 close 501 FRAME_ERROR - type 7, first 16 octets = <<"GET / HTTP/1.1\r\n">>: unknown_frame 0 0"#,
         ),
         (
             vec![1, 0, 1, 0, 0, 0, 2, 0, 60, 0xCE],
@@ -677,7 +703,7 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             vec![3, 0, 0, 0, 0, 0, 1, 65, 0xCE],
-            "0 close 505 UNEXPECTED_FRAME - type 3, all octets = <<65>> 0 0",
+            r#"0 close 505 UNEXPECTED_FRAME - type 3, all octets = <<"A">> 0 0"#,
         ),
         (
             method(60, 80, &[0, 0]),
@@ -743,7 +769,7 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         ),
         (
             then(&|b| b.extend([2, 0, 1, 0, 0, 0, 3, 0, 60, 0, 0xCE])),
-            "0 close 501 FRAME_ERROR - content header is cut short 60 60",
+            "0 close 501 FRAME_ERROR - type 2, all octets = <<0,60,0>>: unknown_frame 60 60",
         ),
         (
             {
@@ -764,6 +790,14 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
         (
             then(&|b| put_content(b, 1, empty, b"", 4088)),
             "0 close 530 NOT_ALLOWED - delivery for unknown consumer 't' 60 60",
+        ),
+        (
+            then(&|b| {
+                let at = b.len();
+                put_content_header(b, 1, empty, 0);
+                b[at + 10] = 1;
+            }),
+            "0 close 505 UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead 60 60",
         ),
         (
             start,
@@ -832,7 +866,7 @@ fn a_lost_connection_resolves_every_request_and_publishing_once() {
         let why = match how {
             "close" => "connection closed by the server: 320 CONNECTION_FORCED - bye",
             "eof" => "the server closed the stream without closing the connection",
-            _ => "no byte from the server for 20 s, although heartbeats were agreed",
+            _ => "no sign of life from the server for 20 s, although heartbeats were agreed",
         };
         assert_eq!(
             seen,
@@ -976,15 +1010,7 @@ fn the_reply_to_an_abandoned_request_is_consumed_in_its_turn_and_undone() {
 fn a_blocked_connection_takes_no_publishings_but_acks_and_requests() {
     let (mut rig, key) = Rig::with_channel();
     rig.consume(key, false);
-    rig.cold(1, consume_ok());
-    put_delivery(&mut rig.server, 1, 1, b"");
-    let mut delivery = None;
-    let bytes = std::mem::take(&mut rig.server);
-    rig.conn.feed(&bytes, rig.now, &mut |event| {
-        if let Event::Delivery { key, .. } = event {
-            delivery = Some(key);
-        }
-    });
+    let delivery = rig.cold(1, consume_ok()).delivery(1, 1);
     rig.sent();
     let blocked = connection::AMQPMethod::Blocked(connection::Blocked {
         reason: "low on memory".into(),
@@ -997,7 +1023,7 @@ fn a_blocked_connection_takes_no_publishings_but_acks_and_requests() {
         rig.conn.publish(key, &publish, empty, b""),
         Err(Refused::Blocked)
     );
-    assert!(rig.conn.settle(delivery.unwrap(), Settle::Ack));
+    assert!(rig.conn.settle(delivery, Settle::Ack));
     rig.conn.request(key, &qos()).unwrap();
     assert_eq!(rig.tick(Duration::from_secs(30)), [""; 0]);
     assert_eq!(
@@ -1016,19 +1042,11 @@ fn a_blocked_connection_takes_no_publishings_but_acks_and_requests() {
 /// Accepts: amqp/R28
 #[test]
 fn a_delivery_of_an_earlier_channel_or_connection_settles_nothing() {
-    let take = |rig: &mut Rig, key| {
+    let take = |rig: &mut Rig, key: ChannelKey| {
         rig.consume(key, false);
-        rig.cold(key.id(), consume_ok());
-        put_delivery(&mut rig.server, key.id(), 1, b"");
-        let bytes = std::mem::take(&mut rig.server);
-        let mut delivery = None;
-        rig.conn.feed(&bytes, rig.now, &mut |event| {
-            if let Event::Delivery { key, .. } = event {
-                delivery = Some(key);
-            }
-        });
+        let delivery = rig.cold(key.id(), consume_ok()).delivery(key.id(), 1);
         rig.sent();
-        delivery.unwrap()
+        delivery
     };
     let (mut rig, key) = Rig::with_channel();
     let old = take(&mut rig, key);
@@ -1174,6 +1192,21 @@ fn a_message_leaves_in_one_piece_on_its_channel_split_at_the_frame_size() {
 }
 
 /// Accepts: amqp/R25
+/// As after something between the two has lost bytes: what stands where a size should is not one.
+#[test]
+fn heartbeats_inside_of_a_frame_that_is_never_whole_are_no_sign_of_life() {
+    let mut rig = Rig::up_with(2047, 10);
+    let mut unread = vec![3, 0, 1, 0, 1, 0, 0];
+    for beats in 0..4 {
+        let used = rig.conn.feed(&unread, rig.now, &mut |_| {});
+        assert_eq!(used, 0, "{beats}");
+        assert_eq!(rig.tick(Duration::from_secs(5)).len(), beats / 3, "{beats}");
+        rig.sent();
+        put_heartbeat(&mut unread);
+    }
+    assert!(rig.conn.is_down());
+}
+
 #[test]
 fn an_idle_connection_beats_and_one_with_bytes_to_send_does_not() {
     let mut rig = Rig::up_with(0, 10);
@@ -1331,10 +1364,20 @@ proptest! {
 
 /// Accepts: amqp/R38
 #[test]
-fn a_refused_login_or_vhost_ends_for_good_and_a_forced_close_does_not() {
+fn a_refused_login_or_vhost_ends_for_good_and_what_may_pass_does_not() {
     for (code, text, is_final) in [
         (403, "ACCESS_REFUSED - Login was refused", true),
         (530, "NOT_ALLOWED - vhost nope not found", true),
+        (
+            530,
+            "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (5) is reached",
+            false,
+        ),
+        (
+            530,
+            "NOT_ALLOWED - Connection refused for user 'guest': user connection limit (5) is reached",
+            false,
+        ),
         (320, "CONNECTION_FORCED - shutdown", false),
     ] {
         let mut rig = Rig::fresh();
@@ -1374,16 +1417,8 @@ fn a_server_of_another_protocol_is_named() {
 fn a_clean_close_sends_the_acks_that_wait_and_ends_with_close_ok() {
     let (mut rig, key) = Rig::with_channel();
     rig.consume(key, false);
-    rig.cold(1, consume_ok());
-    put_delivery(&mut rig.server, 1, 1, b"");
-    let bytes = std::mem::take(&mut rig.server);
-    let mut delivery = None;
-    rig.conn.feed(&bytes, rig.now, &mut |event| {
-        if let Event::Delivery { key, .. } = event {
-            delivery = Some(key);
-        }
-    });
-    rig.conn.settle(delivery.unwrap(), Settle::Ack);
+    let delivery = rig.cold(1, consume_ok()).delivery(1, 1);
+    rig.conn.settle(delivery, Settle::Ack);
     rig.conn.close(ReplyCode::SUCCESS, "bye").unwrap();
     assert_eq!(
         rig.conn.close(ReplyCode::SUCCESS, "bye"),
@@ -1397,6 +1432,62 @@ fn a_clean_close_sends_the_acks_that_wait_and_ends_with_close_ok() {
     let close_ok = connection::AMQPMethod::CloseOk(connection::CloseOk {});
     rig.cold(0, Method::Connection(close_ok));
     assert_eq!(rig.deliver(), ["down: connection closed"]);
+}
+
+/// RabbitMQ takes headers of one frame and passes on longer ones: it adds `x-death`, and other connections have agreed upon other sizes.
+#[test]
+fn a_header_larger_than_a_frame_is_taken_from_a_server() {
+    let mut rig = Rig::up_with_frames(4096);
+    let key = rig.open();
+    rig.consume(key, false);
+    rig.cold(1, consume_ok()).deliver();
+    let mut headers = crate::wire::TableBuf::new();
+    headers.insert("h", "x".repeat(200_000).as_str()).unwrap();
+    let props = Properties {
+        headers: Some(headers.as_table()),
+        message_id: Some("large"),
+        ..Properties::default()
+    };
+    let props = props.encode().unwrap();
+    for tag in [1, 2] {
+        let deliver = Deliver {
+            consumer_tag: "t",
+            delivery_tag: tag,
+            redelivered: false,
+            exchange: "",
+            routing_key: "q",
+        };
+        deliver.put(&mut rig.server, 1);
+        put_content(&mut rig.server, 1, props.as_bytes(), &[b'b'; 5000], 4088);
+    }
+    let seen = rig.deliver();
+    assert_eq!(seen.len(), 2);
+    assert!(
+        seen[1].contains(r#"Some("large")"#) && seen[1].contains("5000"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_second_consumer_of_the_same_name_is_refused_before_the_server_knows() {
+    let (mut rig, key) = Rig::with_channel();
+    let consume = basic::Consume {
+        queue: "q".into(),
+        consumer_tag: "t".into(),
+        ..Default::default()
+    };
+    let (first, _) = rig.conn.consume(key, consume.clone()).unwrap();
+    rig.sent();
+    let refused = || Err(Refused::ConsumerTagTaken("t".into()));
+    assert_eq!(rig.conn.consume(key, consume.clone()), refused());
+    rig.cold(1, consume_ok()).deliver();
+    assert_eq!(rig.conn.consume(key, consume.clone()), refused());
+    assert_eq!(rig.sent(), [""; 0]);
+    // Its name is free as soon as its cancel is on the way: the server does one after the other.
+    rig.conn.abandon_consumer(key, first);
+    rig.conn.consume(key, consume.clone()).unwrap();
+    assert_eq!(rig.sent(), ["1 60.30", "1 60.20"]);
+    assert_eq!(rig.conn.consume(key, consume), refused());
 }
 
 #[test]
@@ -1451,34 +1542,75 @@ fn a_nack_to_a_publishing_and_a_flow_to_a_channel_are_told_apart_by_channel() {
 }
 
 #[test]
-fn after_recover_ok_the_deliveries_before_it_settle_nothing() {
+fn a_recover_goes_behind_the_acks_and_what_comes_before_its_answer_settles_nothing() {
     let (mut rig, key) = Rig::with_channel();
     rig.consume(key, false);
-    rig.cold(1, consume_ok());
-    put_delivery(&mut rig.server, 1, 1, b"");
-    let take = |rig: &mut Rig| {
-        let bytes = std::mem::take(&mut rig.server);
-        let mut delivery = None;
-        rig.conn.feed(&bytes, rig.now, &mut |event| {
-            if let Event::Delivery { key, .. } = event {
-                delivery = Some(key);
-            }
-        });
-        delivery.unwrap()
-    };
-    let before = take(&mut rig);
-    let recover = basic::AMQPMethod::Recover(basic::Recover { requeue: true });
-    rig.conn.request(key, &Method::Basic(recover)).unwrap();
+    let first = rig.cold(1, consume_ok()).delivery(1, 1);
+    let second = rig.delivery(1, 2);
     rig.sent();
-    rig.cold(
-        1,
-        Method::Basic(basic::AMQPMethod::RecoverOk(basic::RecoverOk {})),
-    );
-    put_delivery(&mut rig.server, 1, 2, b"");
-    let again = take(&mut rig);
-    assert!(!rig.conn.settle(before, Settle::Ack));
+    assert!(rig.conn.settle(first, Settle::Ack));
+    let recover = || Method::Basic(basic::AMQPMethod::Recover(basic::Recover { requeue: true }));
+    rig.conn.request(key, &recover()).unwrap();
+    rig.conn.request(key, &recover()).unwrap();
+    // The broker may have sent it before it read the request, which takes it back as well: its tag is void, and would be a fault.
+    let late = rig.delivery(1, 3);
+    for held in [second, late] {
+        assert!(!rig.conn.settle(held, Settle::Ack));
+        assert!(!rig.conn.settle(held, Settle::Nack { requeue: true }));
+    }
+    assert_eq!(rig.sent(), ["1 ack 1 false", "1 60.110", "1 60.110"]);
+
+    let ok = Method::Basic(basic::AMQPMethod::RecoverOk(basic::RecoverOk {}));
+    rig.cold(1, ok.clone()).deliver();
+    let between = rig.delivery(1, 4);
+    rig.cold(1, ok).deliver();
+    let again = rig.delivery(1, 5);
+    for held in [second, late, between] {
+        assert!(!rig.conn.settle(held, Settle::Ack));
+    }
     assert!(rig.conn.settle(again, Settle::Ack));
-    assert_eq!(rig.sent(), ["1 ack 2 false"]);
+    assert_eq!(rig.sent(), ["1 ack 5 false"]);
+}
+
+/// What was acked and rolled back is the broker's again, unsettled: an ack with `multiple` would settle it for good.
+#[test]
+fn acks_in_transactions_leave_as_singles() {
+    use crate::wire::cold::tx::AMQPMethod as Tx;
+    let (mut rig, key) = Rig::with_channel();
+    rig.consume(key, false);
+    let first = rig.cold(1, consume_ok()).delivery(1, 1);
+    let (second, third) = (rig.delivery(1, 2), rig.delivery(1, 3));
+    for method in [Tx::Select(tx::Select {}), Tx::Rollback(tx::Rollback {})] {
+        rig.conn.request(key, &Method::Tx(method)).unwrap();
+        rig.conn.settle(first, Settle::Ack);
+    }
+    rig.sent();
+    rig.conn.settle(third, Settle::Ack);
+    rig.conn.settle(second, Settle::Ack);
+    assert_eq!(rig.sent(), ["1 ack 3 false", "1 ack 2 false"]);
+}
+
+/// Accepts: amqp/R32
+#[test]
+fn a_request_larger_than_a_frame_is_refused_and_leaves_no_byte() {
+    let (mut rig, key) = Rig::with_channel();
+    let mut arguments = crate::wire::TableBuf::new();
+    arguments.insert("x", "x".repeat(131_064).as_str()).unwrap();
+    let declare = queue::Declare {
+        arguments: cold::field_table(arguments.as_table()).unwrap(),
+        ..Default::default()
+    };
+    let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
+    let (len, max) = (131_083, 131_064);
+    let refused = Refused::Encode(EncodeError::MethodTooLarge { len, max });
+    assert_eq!(rig.conn.request(key, &declare), Err(refused));
+    let (len, secret) = (131_074, "x".repeat(131_065));
+    let refused = Refused::Encode(EncodeError::MethodTooLarge { len, max });
+    assert_eq!(rig.conn.update_secret(&secret, ""), Err(refused));
+    assert_eq!(rig.sent(), [""; 0]);
+    let id = rig.conn.request(key, &qos()).unwrap();
+    let reply = format!("reply 1/{} 60.11", id.n as u32);
+    assert_eq!(rig.cold(1, qos_ok()).deliver(), [reply]);
 }
 
 /// In RabbitMQ the answers to consume and cancel come from the queue's process, by a way that later answers are quicker on.

@@ -130,6 +130,12 @@ pub enum Settle {
 /// leave as one `multiple`, the others as singles.
 #[derive(Debug, Default)]
 pub struct Unsettled {
+    /// The last delivery needed no ack. Its tag is the next one, which is perhaps used up.
+    last_is_settled: bool,
+    /// See [`Unsettled::transactional`].
+    is_transactional: bool,
+    /// How often the broker has been asked to take everything back, and has not answered.
+    recovering: u32,
     slots: Slots<Held>,
     /// Tags of slots that are [`Held::Acked`], in the order of the calls.
     acked: Vec<u64>,
@@ -149,15 +155,19 @@ enum Held {
 
 impl Unsettled {
     /// A delivery has come. `false` if its tag does not follow the last one.
+    ///
+    /// One that needs no ack may use up its tag or not: RabbitMQ gives a direct reply the tag that the next delivery will have.
     #[must_use]
     pub fn delivered(&mut self, tag: u64, needs_ack: bool) -> bool {
+        if self.last_is_settled && tag == self.slots.next_tag() + 1 {
+            self.slots.skip();
+        }
         if tag != self.slots.next_tag() {
             return false;
         }
+        self.last_is_settled = !needs_ack;
         if needs_ack {
             self.slots.push(Held::ByApp);
-        } else {
-            self.slots.skip();
         }
         true
     }
@@ -165,6 +175,9 @@ impl Unsettled {
     /// Settles one delivery. `false`, and nothing sent, if it is not the application's to settle.
     #[inline]
     pub fn settle(&mut self, tag: u64, how: Settle, channel: u16, out: &mut Vec<u8>) -> bool {
+        if self.recovering > 0 {
+            return false;
+        }
         let Some(held @ Held::ByApp) = self.slots.get_mut(tag) else {
             return false;
         };
@@ -198,7 +211,9 @@ impl Unsettled {
         }
         let mut prefix = 0;
         let mut last = 0;
-        while let Some((tag, Held::Acked)) = self.slots.front() {
+        while !self.is_transactional
+            && let Some((tag, Held::Acked)) = self.slots.front()
+        {
             last = tag;
             prefix += 1;
             self.slots.take(tag);
@@ -221,10 +236,22 @@ impl Unsettled {
         }
     }
 
-    /// The broker has taken everything back (`basic.recover`): no tag is the application's any more.
+    /// Transactions begin on the channel. A rollback gives tags that are settled here back to the broker, where a `multiple` would
+    /// settle them after all: from now on acks leave as singles.
+    pub fn transactional(&mut self) {
+        self.is_transactional = true;
+    }
+
+    /// The broker is asked to take everything back (`basic.recover`), also what comes before its answer: nothing can be settled until then.
+    /// The acks that wait have to be flushed before.
+    pub fn recovers(&mut self) {
+        self.recovering += 1;
+    }
+
+    /// The broker has taken everything back: no tag is the application's any more.
     pub fn recovered(&mut self) {
+        self.recovering = self.recovering.saturating_sub(1);
         while self.slots.take_first_through(u64::MAX).is_some() {}
-        self.acked.clear();
     }
 
     /// A delivery that has been unsettled for `limit` at least, and for how long: the oldest, once. To be asked from time to time: what came
@@ -363,6 +390,29 @@ mod tests {
         assert_eq!(unsettled.slots.held(), 1);
         assert_eq!(ack_all(&mut unsettled, &[100_001]), [(100_001, false)]);
         assert_eq!(unsettled.slots.held(), 0);
+    }
+
+    /// As RabbitMQ numbers direct replies, with deliveries and other consumers' deliveries without acks between them.
+    #[test]
+    fn a_delivery_that_needs_no_ack_may_have_the_tag_of_the_next() {
+        let mut unsettled = Unsettled::default();
+        for (tag, needs_ack) in [
+            (1, false),
+            (1, false),
+            (1, true),
+            (2, false),
+            (2, true),
+            (3, false),
+            (4, false),
+            (4, false),
+            (5, true),
+        ] {
+            assert!(unsettled.delivered(tag, needs_ack), "{tag}");
+        }
+        for tag in [1, 4, 5, 7] {
+            assert!(!unsettled.delivered(tag, false), "{tag}");
+        }
+        assert_eq!(ack_all(&mut unsettled, &[5, 2, 1]), [(5, true)]);
     }
 
     #[test]

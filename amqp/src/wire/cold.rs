@@ -14,7 +14,7 @@ pub use amq_protocol::types::{
     AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError,
 };
 
-use super::frame::{Erlang, FRAME_END, METHOD};
+use super::frame::{Erlang, FRAME_END, FRAME_OVERHEAD, METHOD};
 use super::props::{Table, TableBuf, table_in};
 use crate::error::{EncodeError, ReplyCode, WireError};
 
@@ -60,6 +60,28 @@ pub fn put(out: &mut Vec<u8>, channel: u16, method: &Method) {
     let size = (out.len() - at - 7) as u32;
     out[at + 3..at + 7].copy_from_slice(&size.to_be_bytes());
     out.push(FRAME_END);
+}
+
+/// As [`put`], for a method whose arguments are a user's. A method cannot be split, and one larger than the negotiated frame would end the
+/// connection.
+///
+/// # Errors
+/// [`EncodeError::MethodTooLarge`]; nothing has been written then.
+pub fn try_put(
+    out: &mut Vec<u8>,
+    channel: u16,
+    method: &Method,
+    max_payload: usize,
+) -> Result<(), EncodeError> {
+    let at = out.len();
+    put(out, channel, method);
+    let len = out.len() - at - FRAME_OVERHEAD;
+    if len > max_payload {
+        out.truncate(at);
+        let max = max_payload;
+        return Err(EncodeError::MethodTooLarge { len, max });
+    }
+    Ok(())
 }
 
 /// Runs one of `amq-protocol`'s serializers at the end of `out`.

@@ -10,6 +10,8 @@ pub const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\0\0\x09\x01";
 pub const FRAME_MIN: usize = 4096;
 /// Bytes of a frame that are not payload: type, channel, size, end.
 pub const FRAME_OVERHEAD: usize = 8;
+/// The largest payload of a content header that a client takes, in bytes.
+pub const LARGE_HEADER: usize = 1 << 20;
 /// The last byte of each frame.
 pub const FRAME_END: u8 = 0xCE;
 
@@ -52,10 +54,12 @@ pub enum Frame<'a> {
 
 /// Cuts frames off the front of a byte buffer.
 ///
-/// The size is checked as soon as the seven bytes that hold it are there, so a peer cannot make the caller buffer more than `frame_max`.
+/// The size is checked as soon as the seven bytes that hold it are there, so a peer cannot make the caller buffer more than `frame_max`, or
+/// [`LARGE_HEADER`].
 #[derive(Clone, Copy, Debug)]
 pub struct Splitter {
     max_payload: usize,
+    max_header: usize,
 }
 
 impl Splitter {
@@ -73,7 +77,21 @@ impl Splitter {
         };
         Self {
             max_payload: frame_max - FRAME_OVERHEAD,
+            max_header: frame_max - FRAME_OVERHEAD,
         }
+    }
+
+    /// The same for a client, with content headers of up to [`LARGE_HEADER`] bytes.
+    ///
+    /// RabbitMQ passes headers on whole, whatever it has agreed upon with the receiver, and longer than they came if it has dead-lettered the message. A
+    /// client that would not have that would lose its connections to one message, again and again.
+    pub const fn taking_large_headers(self) -> Self {
+        let max_header = if self.max_payload < LARGE_HEADER {
+            LARGE_HEADER
+        } else {
+            self.max_payload
+        };
+        Self { max_header, ..self }
     }
 
     /// The largest payload that passes, in bytes.
@@ -93,7 +111,7 @@ impl Splitter {
         let [kind, c1, c0, s3, s2, s1, s0] = *head;
         let channel = u16::from_be_bytes([c1, c0]);
         let size = u32::from_be_bytes([s3, s2, s1, s0]) as usize;
-        if size > self.max_payload {
+        if size > self.max_payload && !(kind == HEADER && size <= self.max_header) {
             let cause = format_args!("{{frame_too_large,{size},{}}}", self.max_payload);
             return Err(frame_error(kind, &[], cause));
         }
@@ -140,6 +158,12 @@ impl Default for Splitter {
     }
 }
 
+/// A header frame without room for what each header has.
+#[cold]
+pub(super) fn short_header(payload: &[u8]) -> WireError {
+    frame_error(HEADER, payload, format_args!("unknown_frame"))
+}
+
 #[cold]
 fn frame_error(kind: u8, payload: &[u8], cause: fmt::Arguments<'_>) -> WireError {
     let detail = format_args!("type {kind}, {}: {cause}", Snippet(payload));
@@ -158,9 +182,23 @@ struct Snippet<'a>(&'a [u8]);
 impl fmt::Display for Snippet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.get(..16) {
-            Some(first) => write!(f, "first 16 octets = {}", Erlang(first)),
-            None => write!(f, "all octets = {}", Erlang(self.0)),
+            Some(first) => write!(f, "first 16 octets = {}", ErlangText(first)),
+            None => write!(f, "all octets = {}", ErlangText(self.0)),
         }
+    }
+}
+
+/// Bytes as Erlang's `~p` prints a binary: as text if that is what it is.
+struct ErlangText<'a>(&'a [u8]);
+
+impl fmt::Display for ErlangText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t');
+        if self.0.is_empty() || !self.0.iter().all(is_text) {
+            return Erlang(self.0).fmt(f);
+        }
+        // Of these characters, Rust escapes the same as Erlang, and alike.
+        write!(f, "<<{:?}>>", String::from_utf8_lossy(self.0))
     }
 }
 

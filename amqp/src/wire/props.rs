@@ -5,6 +5,7 @@
 //! twenty thousand deep is an error, not a stack overflow.
 
 use super::cursor::Cursor;
+use super::frame::short_header;
 use super::hot::{BASIC, check_short};
 use crate::error::{EncodeError, ReplyCode, TableError, WireError};
 
@@ -26,20 +27,21 @@ impl<'a> ContentHeader<'a> {
     /// Splits the payload of a header frame.
     ///
     /// # Errors
-    /// 501 if it is too short to hold the fixed fields and the property flags.
+    /// 501 if it is too short to hold the fixed fields and the property flags, 505 if the weight, of no use since AMQP 0-8, is not 0.
     #[inline]
     pub fn parse(raw: &'a [u8]) -> Result<Self, WireError> {
         let mut cursor = Cursor(raw);
         let read = |c: &mut Cursor<'a>| Some((c.u16()?, c.u16()?, c.u64()?));
         match read(&mut cursor) {
-            Some((class, _weight, body_size)) if cursor.0.len() >= 2 => Ok(Self {
+            Some((class, 0, body_size)) if cursor.0.len() >= 2 => Ok(Self {
                 class,
                 body_size,
                 props: Props(cursor.0),
             }),
-            _ => Err(WireError::new(
-                ReplyCode::FRAME_ERROR,
-                "content header is cut short",
+            Some((_, 0, _)) | None => Err(short_header(raw)),
+            Some(_) => Err(WireError::new(
+                ReplyCode::UNEXPECTED_FRAME,
+                "expected content header for class 60, got non content header frame instead",
             )),
         }
     }
@@ -84,6 +86,9 @@ impl<'a> Props<'a> {
 
     /// Whether all that the flags announce is there, in shape, and nothing else.
     ///
+    /// Texts may be any bytes, since RabbitMQ passes on such as well: a `correlation_id` of sixteen raw bytes, say. But those that a broker
+    /// acts upon, `expiration` and `user_id`, have to be UTF-8.
+    ///
     /// # Errors
     /// 501, to be sent in `connection.close`.
     pub fn check(&self) -> Result<(), WireError> {
@@ -105,8 +110,7 @@ impl<'a> Props<'a> {
                         return fault(&e);
                     }
                 }
-                DELIVERY_MODE | PRIORITY | TIMESTAMP => {}
-                _ if std::str::from_utf8(field).is_err() => {
+                EXPIRATION | USER_ID if std::str::from_utf8(field).is_err() => {
                     return fault(&"Malformed UTF-8 in shortstr");
                 }
                 _ => {}
@@ -229,7 +233,36 @@ impl<'a> Props<'a> {
         self.short_str(CLUSTER_ID)
     }
 
-    /// All at once, to change some and encode again.
+    /// The same but for some; the others stay as they came, byte for byte, even if we would not send their like.
+    #[cfg(any(feature = "broker", test))]
+    pub(crate) fn changed(&self, changes: &Changes<'_>) -> PropsBuf {
+        let mut out = vec![0, 0];
+        let mut fields = Fields {
+            out: &mut out,
+            flags: 0,
+        };
+        for bit in (2..16).rev().map(|n| 1 << n) {
+            let field = match bit {
+                HEADERS => changes.headers.map(|Table(bytes)| bytes),
+                REPLY_TO => changes.reply_to.map(str::as_bytes),
+                EXPIRATION if changes.no_expiration => continue,
+                _ => None,
+            };
+            let Some(field) = field.or_else(|| self.field(bit)) else {
+                continue;
+            };
+            match bit {
+                HEADERS => fields.put(bit, &(field.len() as u32).to_be_bytes(), field),
+                DELIVERY_MODE | PRIORITY | TIMESTAMP => fields.put(bit, &[], field),
+                _ => fields.put(bit, &[field.len() as u8], field),
+            }
+        }
+        let flags = fields.flags;
+        out[..2].copy_from_slice(&flags.to_be_bytes());
+        PropsBuf(out)
+    }
+
+    /// All at once, to change some and encode again. What is not UTF-8 is left out.
     pub fn to_properties(&self) -> Properties<'a> {
         Properties {
             content_type: self.content_type(),
@@ -248,6 +281,16 @@ impl<'a> Props<'a> {
             cluster_id: self.cluster_id(),
         }
     }
+}
+
+/// What [`Props::changed`] is to change.
+#[cfg(any(feature = "broker", test))]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Changes<'a> {
+    pub(crate) headers: Option<Table<'a>>,
+    /// At most 255 bytes.
+    pub(crate) reply_to: Option<&'a str>,
+    pub(crate) no_expiration: bool,
 }
 
 /// Steps over one property and answers its bytes.
@@ -772,10 +815,16 @@ impl TableBuf {
         value: impl Into<Value<'v>>,
     ) -> Result<&mut Self, EncodeError> {
         check_short("table key", key)?;
+        Ok(self.put(key, value))
+    }
+
+    /// As [`TableBuf::insert`], for a key of at most 255 bytes: one of our own, or one that came off the wire, zero bytes and all.
+    pub(crate) fn put<'v>(&mut self, key: &str, value: impl Into<Value<'v>>) -> &mut Self {
+        debug_assert!(key.len() <= 255, "{key:?}");
         self.0.push(key.len() as u8);
         self.0.extend_from_slice(key.as_bytes());
         value.into().write(&mut self.0);
-        Ok(self)
+        self
     }
 
     /// A view that can be read and sent.

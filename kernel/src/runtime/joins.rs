@@ -78,7 +78,7 @@ impl State {
         *noted = Noted {
             task,
             others: NIL,
-            at,
+            at: self.caller.unwrap_or(at),
         };
         self.tasks[joiner].flags.set(Flags::JOINS);
         true

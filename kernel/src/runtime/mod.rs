@@ -60,7 +60,7 @@ pub(crate) use state::{State, nanos};
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
-use crate::error::{Interrupt, RunError, panic_text};
+use crate::error::{Interrupt, RunError, drop_quietly, panic_text};
 use inbox::{InboxOwner, Note};
 use nodes::Nodes;
 use reactor::Reactor;
@@ -225,6 +225,7 @@ impl Core {
                 current: NIL,
                 scope: ROOT,
                 is_shielded: false,
+                caller: None,
                 reasons: HashMap::new(),
                 noted: Vec::new(),
                 names: HashMap::new(),
@@ -666,7 +667,7 @@ impl Core {
                     // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                         log::error!("panic in a remote call: {}", panic_text(&*panic));
-                        task::drop_quietly(panic);
+                        drop_quietly(panic);
                     }
                 }
             }

@@ -92,6 +92,9 @@ mod tests {
         for i in 0..64 {
             ready.push(i); // wraps round the end
         }
+        let place = ready.ring.as_ptr();
+        ready.reserve(64);
+        assert_eq!(ready.ring.as_ptr(), place, "there is room");
         ready.reserve(65);
         ready.push(64);
         assert_eq!(ready.len(), 65);

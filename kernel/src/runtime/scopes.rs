@@ -329,9 +329,7 @@ impl State {
     /// Marks everything that is pending for the current task as told, shields or not.
     pub(crate) fn forgive(&mut self) {
         let slot = &mut self.tasks[self.current];
-        if slot.flags.has(Flags::CANCELLED) {
-            slot.flags.set(Flags::CANCEL_DELIVERED);
-        }
+        slot.flags.set(Flags::CANCEL_DELIVERED);
         slot.flags.clear(Flags::PENDING);
         let mut scope = slot.scopes;
         while scope != NIL {

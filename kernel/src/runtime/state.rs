@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(super) scope: u32,
     /// What is pending for the current task is held back by a shield, so that it may block all the same.
     pub(super) is_shielded: bool,
+    /// Whose call is being polled: all its waits are said to be there.
+    pub(super) caller: Option<&'static Location<'static>>,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     /// Joins without a node, by the slot of the task that waits.
@@ -125,8 +127,19 @@ impl State {
         if slot.flags.has(Flags::PENDING) && !self.is_shielded {
             return None;
         }
-        let node = Node::new(kind, self.scope, key, at);
+        let node = Node::new(kind, self.scope, key, self.caller.unwrap_or(at));
         self.nodes.insert_for(self.current, &mut slot.waits, node)
+    }
+
+    /// Makes `caller` the place of all waits that are opened until [`leave_call`](Self::leave_call). False if a call around has one already.
+    pub(crate) fn enter_call(&mut self, caller: &'static Location<'static>) -> bool {
+        let is_outermost = self.caller.is_none();
+        self.caller.get_or_insert(caller);
+        is_outermost
+    }
+
+    pub(crate) fn leave_call(&mut self) {
+        self.caller = None;
     }
 
     /// A wait of the current task for a time.

@@ -27,7 +27,7 @@ use std::task::{Context, Poll};
 
 use super::nodes::NIL;
 use super::waker::{GENERATION_BITS, MAX_SLOTS};
-use crate::error::{JoinError, Panic, panic_text};
+use crate::error::{JoinError, Panic, drop_quietly, panic_text};
 use crate::task::TaskRef;
 
 /// What the place of a body holds.
@@ -420,13 +420,6 @@ impl BodyRef {
         let text = panic_text(&*payload).to_owned();
         self.put_panic(payload);
         Some(text)
-    }
-}
-
-/// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
-pub(super) fn drop_quietly<T>(value: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        std::mem::forget(panic);
     }
 }
 
@@ -997,11 +990,14 @@ impl std::ops::IndexMut<u32> for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::alloc::{GlobalAlloc, System};
+    use std::panic::resume_unwind;
     use std::task::{RawWaker, RawWakerVTable, Waker};
+    use std::time::Duration;
 
     use super::super::waker;
     use super::*;
-    use crate::spawn;
+    use crate::{Interrupt, spawn};
 
     impl Pool {
         /// How many chunks it holds for blocks of `layout`, and how many of their blocks are in use.
@@ -1123,16 +1119,110 @@ mod tests {
         crate::run(waits).unwrap();
     }
 
+    /// The system's allocator; counts the bytes that each thread has in use.
+    struct Counting;
+
+    thread_local! {
+        static IN_USE: Cell<isize> = const { Cell::new(0) };
+    }
+
+    fn in_use() -> isize {
+        IN_USE.get()
+    }
+
+    fn count(change: isize) {
+        let _ = IN_USE.try_with(|bytes| bytes.set(bytes.get() + change));
+    }
+
+    // SAFETY: the system's allocator does what it is asked to.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            count(layout.size() as isize);
+            // SAFETY: as the caller promises.
+            unsafe { System.alloc(layout) }
+        }
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            count(-(layout.size() as isize));
+            // SAFETY: as the caller promises.
+            unsafe { System.dealloc(block, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static ALLOCATOR: Counting = Counting;
+
+    #[test]
+    fn chunks_go_back_whether_the_pool_goes_before_its_blocks_or_after() {
+        let layout = Layout::from_size_align(256, 8).unwrap();
+        let before = in_use();
+        for pool_goes_first in [false, true] {
+            let pool = Pool::new();
+            let mut blocks = take(&pool, layout, 3000);
+            // Of three chunks the second is emptied now, the others when the rest goes.
+            blocks.drain(500..2500).for_each(give);
+            if !pool_goes_first {
+                blocks.drain(..).for_each(give);
+            }
+            drop(pool);
+            blocks.into_iter().for_each(give);
+            assert_eq!(in_use(), before);
+        }
+    }
+
+    /// Ends in every way, with a body of `N` bytes and more.
+    async fn end_in_every_way<const N: usize>() {
+        let body = async || {
+            let bulk = [0_u8; N];
+            crate::sleep(Duration::from_millis(1)).await?;
+            Ok::<_, Interrupt>((bulk, Box::new(bulk)))
+        };
+        spawn(body()).join().await.unwrap().unwrap();
+        drop(spawn(body()));
+        spawn(body()).to_ref().wait().await.unwrap();
+        let unjoined = spawn(body());
+        unjoined.wait().await.unwrap();
+        drop(unjoined);
+        spawn(body()).abort();
+        let [aborted, cancelled] = [spawn(body()), spawn(body())];
+        aborted.set_name("aborted");
+        crate::yield_now().await.unwrap();
+        aborted.abort();
+        cancelled.cancel().await.unwrap();
+        let panicked = spawn(async move {
+            let _bulk = body().await;
+            resume_unwind(Box::new([0_u8; N]));
+        });
+        assert!(panicked.join().await.is_err());
+    }
+
+    #[test]
+    fn tasks_leave_no_memory_behind() {
+        let builder = crate::Builder::new().clock(crate::VirtualClock::new());
+        let mut kernel = builder.build().unwrap();
+        let mut round = || {
+            let small = end_in_every_way::<16>();
+            kernel.run(small).unwrap();
+            let large = end_in_every_way::<2000>();
+            kernel.run(large).unwrap();
+            in_use()
+        };
+        // Until the tables are as large as they get.
+        let before = (0..5).map(|_| round()).last();
+        let after = (0..20).map(|_| round()).last();
+        assert_eq!(after, before);
+    }
+
     #[test]
     fn blocks_outlive_their_pool() {
         let layout = Layout::from_size_align(256, 8).unwrap();
         let pool = Box::new(Pool::new());
-        let mut blocks = take(&pool, layout, 300);
+        let mut blocks = take(&pool, layout, 3000);
+        assert!(pool.chunks(layout).0 > 2, "each is freed by itself later");
         for block in blocks.drain(100..200) {
             give(block);
         }
         drop(pool);
-        for (n, &block) in (0..100).chain(200..300).zip(&blocks) {
+        for (n, &block) in (0..100).chain(200..3000).zip(&blocks) {
             assert!(is_filled(block, layout, n));
         }
         blocks.into_iter().for_each(give);

@@ -13,10 +13,9 @@ use std::time::Duration;
 
 use super::board::{Board, Report};
 use super::nodes::{NIL, Phase, WaitKind};
-use super::task::drop_quietly;
 use super::{BodyRef, Core, Flags, State, with_current};
 use crate::activation::{Activation, KernelView, OnPanic, StepEnd, TaskView};
-use crate::error::{Interrupt, panic_text};
+use crate::error::{Interrupt, drop_quietly, panic_text};
 
 /// Who watches a kernel.
 pub(crate) struct Watch {

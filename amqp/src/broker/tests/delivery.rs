@@ -623,6 +623,38 @@ fn dead_letters_tell_how_they_died() {
     );
 }
 
+/// RabbitMQ keeps such messages too, though few clients would send them.
+#[test]
+fn a_dead_letter_keeps_properties_that_we_would_not_send() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    client.ask(&mut rig, declare("dead"));
+    let to_dead = [
+        ("x-dead-letter-exchange", Value::Str(b"")),
+        ("x-dead-letter-routing-key", Value::Str(b"dead")),
+    ];
+    client.ask(&mut rig, declare_args("q", &to_dead));
+    let publish = Publish {
+        routing_key: "q",
+        ..Publish::default()
+    };
+    // A header "k\0", a correlation_id that is no UTF-8, and a message_id with a zero byte.
+    let props = b"\x24\x80\0\0\0\x05\x02k\0t\x01\x02\xff\xfe\x02m\0";
+    let mut bytes = Vec::new();
+    publish.put(&mut bytes, 1, props, b"body", 131_064).unwrap();
+    rig.send(&mut client, &bytes);
+    client.ask(&mut rig, get("q", false));
+    client.reject(&mut rig, 1, false);
+    let (letter, line) = client.get_props(&mut rig, "dead");
+    assert!(line.ends_with(" body"), "{line}");
+    let letter = letter.as_props();
+    assert_eq!(letter.header("k\0"), Some(Value::Bool(true)));
+    assert_eq!(letter.message_id(), Some("m\0"));
+    let count = letter.header("x-death").unwrap().as_array().unwrap();
+    assert_eq!(count.iter().count(), 1);
+    assert!(letter.as_bytes().ends_with(b"\x02\xff\xfe\x02m\0"));
+}
+
 #[test]
 fn deaths_of_the_same_kind_are_counted_and_the_newest_kind_is_first() {
     let mut rig = Rig::new();
@@ -770,6 +802,14 @@ fn a_reply_finds_its_asker_and_only_while_it_listens() {
     assert_eq!(server.ask(&mut rig, passive(&address)).len(), 1);
     server.publish(&mut rig, "", &address, "answer");
     assert_eq!(rig.read(&mut asker), ["1 deliver answers #1 answer"]);
+    // It has used up no tag.
+    server.publish(&mut rig, "", &address, "again");
+    server.publish(&mut rig, "", "q", "other");
+    assert_eq!(rig.read(&mut asker), ["1 deliver answers #1 again"]);
+    let seen = asker.ask(&mut rig, consume("q", "others"));
+    assert_eq!(seen[1..], ["1 deliver others #1 other"]);
+    server.publish(&mut rig, "", &address, "third");
+    assert_eq!(rig.read(&mut asker), ["1 deliver answers #2 third"]);
     asker.ask(&mut rig, close_channel());
     server.put(
         &mut rig,

@@ -83,10 +83,20 @@ pub(crate) fn judge(bytes: &[u8]) -> Option<bool> {
                 }
                 // Flags that basic does not have, among them one for more flags, are no matter to them.
                 (Err(_), Some(_)) if raw.len() >= 14 && raw[13] & 3 != 0 => None,
+                // Nor is the weight.
+                (Err(_), Some(_)) if raw.len() >= 4 && raw[2..4] != [0, 0] => None,
+                // To us, most texts may be any bytes.
+                (Ok(ours), None) if has_raw_bytes(ours.props) => None,
                 (ours, theirs) => panic!("we: {ours:?}, they: {theirs:?}, of {bytes:?}"),
             }
         }
     }
+}
+
+/// Whether a property is left out when all of them are read as what they should be.
+fn has_raw_bytes(props: Props<'_>) -> bool {
+    let all = props.to_properties().encode();
+    all.map_or(true, |all| all.as_bytes() != props.as_bytes())
 }
 
 /// Whether something may nest deeper than we allow: two bytes of five, or of seven, for each level.
