@@ -4,12 +4,12 @@
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
 };
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
 };
 
 #[cfg(all(test, loom))]
@@ -79,8 +79,9 @@ pub(crate) mod models {
     use std::time::Duration;
 
     use loom::sync::Notify;
+    use loom::thread::{self, Thread};
 
-    use super::{AtomicUsize, Mutex, Ordering};
+    use super::{AtomicBool, AtomicUsize, Ordering};
 
     /// Runs `check` in every order in which threads are interrupted at most `preemptions` times, or `LOOM_MAX_PREEMPTIONS`; more find little and
     /// take for ever.
@@ -94,31 +95,32 @@ pub(crate) mod models {
     /// Promises less than the real one: whether it is empty may be told late.
     pub(crate) struct Queue<T> {
         length: AtomicUsize,
-        items: Mutex<VecDeque<T>>,
+        items: std::sync::Mutex<VecDeque<T>>,
     }
 
     impl<T> Queue<T> {
         pub(crate) fn new() -> Self {
             Self {
                 length: AtomicUsize::new(0),
-                items: Mutex::new(VecDeque::new()),
+                items: std::sync::Mutex::default(),
             }
         }
 
         pub(crate) fn push(&self, item: T) {
+            let length = self.length.fetch_add(1, Ordering::AcqRel);
             let mut items = self.items.lock().unwrap();
+            assert_eq!(items.len(), length);
             items.push_back(item);
-            self.length.store(items.len(), Ordering::Release);
         }
 
         pub(crate) fn pop(&self) -> Option<T> {
             if self.is_empty() {
                 return None;
             }
-            let mut items = self.items.lock().unwrap();
-            let item = items.pop_front();
-            self.length.store(items.len(), Ordering::Release);
-            item
+            let taken = |length: usize| length.checked_sub(1);
+            let update = (Ordering::AcqRel, Ordering::Acquire);
+            self.length.fetch_update(update.0, update.1, taken).ok()?;
+            self.items.lock().unwrap().pop_front()
         }
 
         pub(crate) fn is_empty(&self) -> bool {
@@ -126,24 +128,44 @@ pub(crate) mod models {
         }
     }
 
-    pub(crate) struct Parker(Notify);
+    /// Any thread may wait at it, one at a time.
+    pub(crate) struct Parker {
+        token: AtomicBool,
+        parked: std::sync::Mutex<Option<Thread>>,
+    }
 
     impl Parker {
+        pub(crate) fn new() -> Self {
+            Self {
+                token: AtomicBool::new(false),
+                parked: std::sync::Mutex::new(None),
+            }
+        }
+
         pub(crate) fn of_this_thread() -> Self {
-            Self(Notify::new())
+            Self::new()
         }
 
         pub(crate) fn park(&self) {
-            self.0.wait();
+            if !self.token.swap(false, Ordering::AcqRel) {
+                *self.parked.lock().unwrap() = Some(thread::current());
+                thread::park();
+                self.token.swap(false, Ordering::AcqRel);
+            }
         }
 
         /// Others go on meanwhile, how far is left open.
         pub(crate) fn nap(&self, _: Duration) {
-            loom::thread::yield_now();
+            thread::yield_now();
         }
 
         pub(crate) fn unpark(&self) {
-            self.0.notify();
+            self.token.swap(true, Ordering::AcqRel);
+            // Loom's own `unpark` would also wake it from a lock.
+            let parked = self.parked.lock().unwrap().take();
+            if let Some(thread) = parked {
+                thread.unpark();
+            }
         }
     }
 

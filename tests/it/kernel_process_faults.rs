@@ -17,7 +17,7 @@ use kernel::{
     Interrupt, MaybeInterrupt, ProcessCallError, ProcessPool, sleep, spawn, timeout_after,
     yield_now,
 };
-use rig::{Deadline, Random, Signal, unique};
+use rig::{Deadline, PATIENCE, Random, Signal, unique};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 
 use crate::kernel_leaks::{held, play};
@@ -26,10 +26,10 @@ const WORKER: &str = env!("CARGO_BIN_EXE_process-worker");
 const SIZE: usize = 3;
 /// Twice as many as there are places, so that some always wait for one.
 const CALLERS: usize = 2 * SIZE;
-const KILLS: usize = 150;
+const KILLS: usize = 60;
 
 fn run(main: impl AsyncFnOnce()) {
-    let bounded = timeout_after(rig::PATIENCE, async {
+    let bounded = timeout_after(PATIENCE, async {
         main().await;
         Ok::<_, Interrupt>(())
     });
@@ -219,7 +219,7 @@ fn count(cell: &Cell<usize>) {
 }
 
 fn kill_children(random: &mut Random, kills: usize) {
-    let deadline = Deadline::default();
+    let deadline = Deadline::after(PATIENCE / 2);
     let mut killed = 0;
     while killed < kills && deadline.left().is_some() {
         thread::sleep(Duration::from_micros(random.below(3000) as u64));

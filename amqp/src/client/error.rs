@@ -93,8 +93,11 @@ pub enum Error {
         "channel closed by the server, a delivery was not settled in time (consumer_timeout): {0}"
     )]
     AckTimeout(CloseReason),
-    /// The channel was closed by us since the server left two requests in a row without an answer.
-    #[error("channel closed: two requests in a row had no answer")]
+    /// The channel was closed by us since the server left two requests in a row without an answer, or a publishing for
+    /// [`confirm_timeout`](super::PublisherOptions::confirm_timeout).
+    #[error(
+        "channel closed: the server did not answer on it, two requests in a row or a publishing"
+    )]
     ChannelStuck,
     /// The server ended the consumer: its queue was deleted, or has moved.
     #[error("the server ended the consumer of queue {queue:?}; the queue is gone or has moved")]
@@ -131,6 +134,9 @@ pub enum Error {
     /// As many channels are open as both sides agreed upon.
     #[error("all {0} channels that the server allows are open")]
     NoChannelLeft(u16),
+    /// The channel has a consumer of that name, which RabbitMQ would close the connection over.
+    #[error("the channel has a consumer with the tag {0:?}; end that first, or choose another tag")]
+    ConsumerTagTaken(String),
     /// Something was asked for by [`Channel::call`](super::Channel::call) that has a function of its own, or no answer.
     #[error("not a method that waits for a reply")]
     NotARequest,
@@ -218,6 +224,7 @@ impl Error {
             | Self::Busy(_)
             | Self::Encode(_)
             | Self::NoChannelLeft(_)
+            | Self::ConsumerTagTaken(_)
             | Self::NotARequest
             | Self::WrongAnswer { .. }
             | Self::Interrupted(_) => false,
@@ -277,6 +284,10 @@ impl From<Lost> for Error {
         match lost {
             Lost::ChannelClosed(reason) => Self::of_channel(reason),
             Lost::ChannelClosedByUs => Self::Closed,
+            Lost::Late(after) => Self::Timeout {
+                what: "request",
+                after,
+            },
             Lost::ConnectionDown(down) => down.into(),
         }
     }
@@ -288,6 +299,7 @@ impl From<Refused> for Error {
             Refused::NotOpen | Refused::ChannelGone => Self::Closed,
             Refused::Blocked => Self::Busy(Busy::Blocked),
             Refused::NoChannelLeft(max) => Self::NoChannelLeft(max),
+            Refused::ConsumerTagTaken(tag) => Self::ConsumerTagTaken(tag),
             Refused::NotARequest => Self::NotARequest,
             Refused::Encode(error) => Self::Encode(error),
         }

@@ -6,21 +6,62 @@ use super::confirms::Confirms;
 use super::content::Assembly;
 use super::event::{ChannelKey, ConsumerKey, Event, Lost, Outcome, ReqId};
 use super::unsettled::Unsettled;
-use crate::wire::Method;
-use crate::wire::cold::{basic, channel, confirm, exchange, queue, tx};
+use crate::error::EncodeError;
+use crate::wire::Publish;
 
 pub(super) struct Channel {
     pub(super) key: ChannelKey,
     pub(super) stage: Stage,
     /// Answers come in the order of the requests, with two exceptions: see [`Channel::next_in_order`].
     pub(super) waiters: VecDeque<Waiter>,
-    consumers: Vec<Consumer>,
-    /// Where the last consumer tag was found: deliveries come in runs.
-    last_found: usize,
+    pub(super) consumers: Consumers,
+    /// Exchange and routing key of the last delivery, most likely those of the next.
+    pub(super) last_exchange: String,
+    pub(super) last_key: String,
     pub(super) assembly: Assembly,
     pub(super) unsettled: Unsettled,
     /// In confirm mode.
     pub(super) confirms: Option<Confirms>,
+    pub(super) last_published: LastPublished,
+}
+
+/// Where the last message went, and how that is said: most likely the next goes there, too.
+#[derive(Default)]
+pub(super) struct LastPublished {
+    exchange: String,
+    key: String,
+    mandatory: bool,
+    immediate: bool,
+    /// The method's frame; empty if there is none.
+    frame: Vec<u8>,
+}
+
+impl LastPublished {
+    /// The frame of the method that begins a message.
+    #[inline]
+    pub(super) fn frame(
+        &mut self,
+        publish: &Publish<'_>,
+        channel: u16,
+    ) -> Result<&[u8], EncodeError> {
+        let is_same = *self.key == *publish.routing_key
+            && *self.exchange == *publish.exchange
+            && (self.mandatory, self.immediate) == (publish.mandatory, publish.immediate)
+            && !self.frame.is_empty();
+        if !is_same {
+            self.change(publish, channel)?;
+        }
+        Ok(&self.frame)
+    }
+
+    fn change(&mut self, publish: &Publish<'_>, channel: u16) -> Result<(), EncodeError> {
+        self.frame.clear();
+        publish.put_method_alone(&mut self.frame, channel)?;
+        publish.exchange.clone_into(&mut self.exchange);
+        publish.routing_key.clone_into(&mut self.key);
+        (self.mandatory, self.immediate) = (publish.mandatory, publish.immediate);
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +108,13 @@ impl Channel {
             key,
             stage: Stage::Opening,
             waiters: VecDeque::new(),
-            consumers: Vec::new(),
-            last_found: 0,
+            consumers: Consumers::default(),
+            last_exchange: String::new(),
+            last_key: String::new(),
             assembly: Assembly::new(max_body),
             unsettled: Unsettled::default(),
             confirms: None,
+            last_published: LastPublished::default(),
         }
     }
 
@@ -83,27 +126,27 @@ impl Channel {
     }
 
     pub(super) fn add_consumer(&mut self, consumer: Consumer) {
-        self.consumers.push(consumer);
-    }
-
-    #[inline]
-    pub(super) fn consumer_by_tag(&mut self, tag: &str) -> Option<&Consumer> {
-        if self
-            .consumers
-            .get(self.last_found)
-            .is_none_or(|c| *c.tag != *tag)
-        {
-            self.last_found = self.consumers.iter().position(|c| *c.tag == *tag)?;
-        }
-        self.consumers.get(self.last_found)
+        self.consumers.list.push(consumer);
     }
 
     pub(super) fn consumer(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
-        self.consumers.iter_mut().find(|c| c.key == key)
+        self.consumers.list.iter_mut().find(|c| c.key == key)
+    }
+
+    /// Whether there is a consumer of that name, other than one whose cancel is on its way.
+    pub(super) fn has_consumer(&self, tag: &str) -> bool {
+        let leaves = |c: &Consumer| {
+            let mut waiters = self.waiters.iter();
+            waiters.any(|w| w.purpose == Purpose::Cancel(c.key))
+        };
+        self.consumers
+            .list
+            .iter()
+            .any(|c| *c.tag == *tag && !leaves(c))
     }
 
     pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
-        self.consumers.retain(|c| c.key != key);
+        self.consumers.list.retain(|c| c.key != key);
     }
 
     /// Where the request waits that is answered next, of those that are answered in order.
@@ -121,7 +164,7 @@ impl Channel {
             let (Purpose::Consume(key) | Purpose::Cancel(key)) = waiter.purpose else {
                 return false;
             };
-            let consumer = self.consumers.iter().find(|c| c.key == key);
+            let consumer = self.consumers.list.iter().find(|c| c.key == key);
             // One that the broker has cancelled meanwhile has no entry any more.
             waiter.reply == (reply.0, [reply.1; 2]) && consumer.is_none_or(|c| *c.tag == *tag)
         })
@@ -157,39 +200,25 @@ impl Channel {
     }
 }
 
-/// Which methods answer a request; `None` if none does.
-pub(super) fn reply_to(method: &Method) -> Option<(u16, [u16; 2])> {
-    use Method as M;
-    let class = method.get_amqp_class_id();
-    let id = method.get_amqp_method_id();
-    let next = Some((class, [id + 1; 2]));
-    match method {
-        M::Basic(basic::AMQPMethod::Get(_)) => Some((class, [71, 72])),
-        M::Basic(basic::AMQPMethod::Qos(_) | basic::AMQPMethod::Recover(_)) => next,
-        M::Basic(basic::AMQPMethod::Consume(m)) if !m.nowait => next,
-        M::Basic(basic::AMQPMethod::Cancel(m)) if !m.nowait => next,
-        M::Basic(_) => None,
-        M::Channel(channel::AMQPMethod::Open(_) | channel::AMQPMethod::Close(_)) => next,
-        M::Channel(channel::AMQPMethod::Flow(_)) => next,
-        M::Channel(_) => None,
-        M::Exchange(exchange::AMQPMethod::Declare(m)) if !m.nowait => next,
-        M::Exchange(exchange::AMQPMethod::Delete(m)) if !m.nowait => next,
-        M::Exchange(exchange::AMQPMethod::Bind(m)) if !m.nowait => next,
-        // The one reply whose number is not its request's plus one.
-        M::Exchange(exchange::AMQPMethod::Unbind(m)) if !m.nowait => Some((class, [51; 2])),
-        M::Exchange(_) => None,
-        M::Queue(queue::AMQPMethod::Declare(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Bind(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Purge(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Delete(m)) if !m.nowait => next,
-        M::Queue(queue::AMQPMethod::Unbind(_)) => next,
-        M::Queue(_) => None,
-        M::Tx(
-            tx::AMQPMethod::Select(_) | tx::AMQPMethod::Commit(_) | tx::AMQPMethod::Rollback(_),
-        ) => next,
-        M::Tx(_) => None,
-        M::Confirm(confirm::AMQPMethod::Select(m)) if !m.nowait => next,
-        M::Confirm(_) => None,
-        M::Connection(_) | M::Access(_) => None,
+/// The consumers of a channel.
+#[derive(Default)]
+pub(super) struct Consumers {
+    list: Vec<Consumer>,
+    /// Where the last tag was found: deliveries come in runs.
+    last_found: usize,
+}
+
+impl Consumers {
+    #[inline]
+    pub(super) fn by_tag(&mut self, tag: &str) -> Option<&Consumer> {
+        if self.last().is_none_or(|c| *c.tag != *tag) {
+            self.last_found = self.list.iter().position(|c| *c.tag == *tag)?;
+        }
+        self.last()
+    }
+
+    #[inline]
+    pub(super) fn last(&self) -> Option<&Consumer> {
+        self.list.get(self.last_found)
     }
 }

@@ -21,16 +21,16 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, Consumer, Purpose, Stage, Waiter, reply_to};
+use super::channel::Channel;
 use super::confirms::{Confirms, fingerprint};
-use super::event::{ChannelKey, ConsumerKey, DeliveryKey, Down, Event, Lost, Refused, ReqId};
+use super::event::{ChannelKey, DeliveryKey, Down, Event, Lost, Refused, ReqId};
 use super::handshake::{self, ClientConfig, HandshakeError, Tuned};
 use super::heartbeat::{Beat, Heartbeat};
 use super::outbox::Outbox;
 use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
-use crate::wire::cold::{self, Method, basic, channel, confirm, connection, tx};
-use crate::wire::frame::put_heartbeat;
+use crate::wire::cold::{self, Method, connection};
+use crate::wire::frame::{check_header_size, put_content, put_heartbeat};
 use crate::wire::{Props, Publish, Splitter};
 
 /// Where events go. It is called while the connection is borrowed, so it notes and does not act.
@@ -99,6 +99,13 @@ impl Connection {
         if !bytes.is_empty() {
             self.beat.read(now);
         }
+        let used = self.feed_frames(bytes, now, sink);
+        self.beat.unfinished(bytes.len() - used, used > 0, now);
+        used
+    }
+
+    #[inline]
+    fn feed_frames(&mut self, bytes: &[u8], now: Instant, sink: &mut Sink<'_>) -> usize {
         let mut used = 0;
         loop {
             let rest = &bytes[used..];
@@ -217,7 +224,7 @@ impl Connection {
 
     /// The caller has chosen not to read, so that the peer's silence proves nothing.
     pub fn not_reading(&mut self, now: Instant) {
-        self.beat.read(now);
+        self.beat.not_reading(now);
     }
 
     /// Appends the acks that have been given since the last flush, merged. To be called once before each write.
@@ -284,206 +291,6 @@ impl Connection {
         Ok(())
     }
 
-    /// Shows the server another secret, before the one we have expires. The reply is `connection.update-secret-ok`; a server that does
-    /// not like it closes the connection.
-    ///
-    /// # Errors
-    /// [`Refused::NotOpen`]; [`Refused::Encode`] if the reason is longer than 255 bytes, or the secret than a frame.
-    pub fn update_secret(
-        &mut self,
-        secret: &str,
-        reason: &str,
-    ) -> Result<(ChannelKey, ReqId), Refused> {
-        self.must_be_open()?;
-        let update = connection::UpdateSecret {
-            new_secret: secret.into(),
-            reason: cold::short("reason", reason)?,
-        };
-        let update = Method::Connection(connection::AMQPMethod::UpdateSecret(update));
-        cold::try_put(self.out.lane(0), 0, &update, self.splitter.max_payload())?;
-        let n = self.next_request;
-        self.next_request += 1;
-        self.secrets.push_back((n, true));
-        // No channel has this number.
-        let nobody = ChannelKey {
-            id: 0,
-            generation: u64::MAX,
-        };
-        Ok((nobody, ReqId { channel: 0, n }))
-    }
-
-    /// Opens a channel with the lowest free number. It can be used at once; the reply to the request is `channel.open-ok`.
-    ///
-    /// # Errors
-    /// [`Refused::NotOpen`], [`Refused::NoChannelLeft`].
-    pub fn open_channel(&mut self) -> Result<(ChannelKey, ReqId), Refused> {
-        let tuned = self.must_be_open()?;
-        let id = match self.free.pop() {
-            Some(Reverse(id)) => id,
-            None => match u16::try_from(self.channels.len()) {
-                Ok(id) if id <= tuned.channel_max => {
-                    self.channels.push(None);
-                    id
-                }
-                Ok(_) | Err(_) => return Err(Refused::NoChannelLeft(tuned.channel_max)),
-            },
-        };
-        let key = ChannelKey {
-            id,
-            generation: self.next_generation,
-        };
-        self.next_generation += 1;
-        self.channels[usize::from(id)] = Some(Box::new(Channel::new(key, self.max_body)));
-        let open = Method::Channel(channel::AMQPMethod::Open(channel::Open {}));
-        let request = self.ask(key, &open, Purpose::Open)?;
-        Ok((key, request))
-    }
-
-    /// Closes a channel. Nothing can be sent on it any more; what still comes is dropped. The reply is `channel.close-ok`.
-    ///
-    /// # Errors
-    /// [`Refused::NotOpen`], [`Refused::ChannelGone`].
-    pub fn close_channel(
-        &mut self,
-        key: ChannelKey,
-        code: ReplyCode,
-        text: &str,
-    ) -> Result<ReqId, Refused> {
-        self.flush_acks();
-        let close = channel::Close {
-            reply_code: code.0,
-            reply_text: cold::short_text(text),
-            class_id: 0,
-            method_id: 0,
-        };
-        let close = Method::Channel(channel::AMQPMethod::Close(close));
-        let request = self.ask(key, &close, Purpose::Close)?;
-        if let Some(channel) = self.channel_mut(key) {
-            channel.stage = Stage::Closing;
-        }
-        Ok(request)
-    }
-
-    /// Sends a method that has a reply, on a channel. Requests may be pipelined: replies come in their order.
-    ///
-    /// `confirm.select` puts the channel in confirm mode from here on, so publishings may follow without waiting.
-    ///
-    /// # Errors
-    /// [`Refused::NotARequest`] for methods without a reply (`nowait`), and for those that have a function of their own here;
-    /// [`Refused::Encode`] for arguments larger than a frame; otherwise as [`Connection::close_channel`].
-    pub fn request(&mut self, key: ChannelKey, method: &Method) -> Result<ReqId, Refused> {
-        let purpose = match method {
-            Method::Basic(basic::AMQPMethod::Consume(_) | basic::AMQPMethod::Cancel(_))
-            | Method::Channel(channel::AMQPMethod::Open(_) | channel::AMQPMethod::Close(_)) => {
-                return Err(Refused::NotARequest);
-            }
-            Method::Basic(basic::AMQPMethod::Get(get)) => Purpose::Get { no_ack: get.no_ack },
-            Method::Basic(basic::AMQPMethod::Recover(_)) => {
-                // Behind it, acks given before would be for tags that the broker has forgotten.
-                self.flush_acks();
-                Purpose::Recover
-            }
-            Method::Tx(_) => {
-                // Acks given before belong to this transaction.
-                self.flush_acks();
-                Purpose::Other
-            }
-            _ => Purpose::Other,
-        };
-        let request = self.ask(key, method, purpose)?;
-        if let Some(channel) = self.channel_mut(key) {
-            match method {
-                Method::Basic(basic::AMQPMethod::Recover(_)) => channel.unsettled.recovers(),
-                Method::Confirm(confirm::AMQPMethod::Select(_)) => {
-                    channel.confirms.get_or_insert_default();
-                }
-                Method::Tx(tx::AMQPMethod::Select(_)) => channel.unsettled.transactional(),
-                _ => {}
-            }
-        }
-        Ok(request)
-    }
-
-    /// Starts a consumer. An empty tag is replaced by one of our own, so that deliveries find their consumer without waiting
-    /// for the reply.
-    ///
-    /// # Errors
-    /// As [`Connection::request`].
-    pub fn consume(
-        &mut self,
-        key: ChannelKey,
-        mut method: basic::Consume,
-    ) -> Result<(ConsumerKey, ReqId), Refused> {
-        let consumer = ConsumerKey(self.next_consumer);
-        if method.consumer_tag.as_str().is_empty() {
-            let (epoch, n) = (consumer.0 >> 32, consumer.0 as u32);
-            method.consumer_tag = cold::short_text(&format!("sweepea-{epoch}-{n}"));
-        }
-        let entry = Consumer {
-            key: consumer,
-            tag: method.consumer_tag.as_str().into(),
-            no_ack: method.no_ack,
-            abandoned: false,
-        };
-        let method = Method::Basic(basic::AMQPMethod::Consume(method));
-        let request = self.ask(key, &method, Purpose::Consume(consumer))?;
-        self.next_consumer += 1;
-        if let Some(channel) = self.channel_mut(key) {
-            channel.add_consumer(entry);
-        }
-        Ok((consumer, request))
-    }
-
-    /// Ends a consumer. Deliveries may come until the reply does.
-    ///
-    /// # Errors
-    /// As [`Connection::request`]; [`Refused::ChannelGone`] also if the consumer has ended already.
-    pub fn cancel(&mut self, key: ChannelKey, consumer: ConsumerKey) -> Result<ReqId, Refused> {
-        let entry = self.channel_mut(key).and_then(|c| c.consumer(consumer));
-        let tag = entry.ok_or(Refused::ChannelGone)?.tag.clone();
-        self.ask(key, &cancel_method(&tag), Purpose::Cancel(consumer))
-    }
-
-    /// Ends a consumer that nobody listens to any more: what still comes for it goes back to the queue, and there is no event.
-    /// Nothing happens if it has ended already.
-    pub fn abandon_consumer(&mut self, key: ChannelKey, consumer: ConsumerKey) {
-        let Some(channel) = self.channel_mut(key) else {
-            return;
-        };
-        match channel.consumer(consumer) {
-            Some(entry) if !entry.abandoned => entry.abandoned = true,
-            Some(_) | None => return,
-        }
-        // RabbitMQ's channel crashes over a cancel that overtakes its consume-ok: then it is sent when that has come.
-        let starts = |w: &&mut Waiter| w.purpose == Purpose::Consume(consumer);
-        if let Some(waiter) = channel.waiters.iter_mut().find(starts) {
-            waiter.abandoned = true;
-            return;
-        }
-        // Refused means that the channel is about to go, and the consumer with it.
-        if let Ok(request) = self.cancel(key, consumer) {
-            self.abandon(request);
-        }
-    }
-
-    /// Nobody waits for this reply any more. It is consumed in its turn without an event, and undone where it matters: a
-    /// consumer is cancelled and its deliveries go back, a message that was got goes back, a channel is closed.
-    pub fn abandon(&mut self, id: ReqId) {
-        if let Some((_, waits)) = self.secrets.iter_mut().find(|(n, _)| *n == id.n) {
-            *waits = false;
-        }
-        if let Some(Some(channel)) = self.channels.get_mut(usize::from(id.channel))
-            && let Some(waiter) = channel.waiters.iter_mut().find(|w| w.n == id.n)
-        {
-            waiter.abandoned = true;
-            if let Purpose::Consume(key) = waiter.purpose
-                && let Some(consumer) = channel.consumer(key)
-            {
-                consumer.abandoned = true;
-            }
-        }
-    }
-
     /// Appends a publishing as a whole. In confirm mode its number is answered, and an [`Event::Confirm`] will follow.
     ///
     /// `props` are encoded ([`PropsBuf::as_bytes`](crate::wire::PropsBuf::as_bytes)).
@@ -498,7 +305,24 @@ impl Connection {
         props: &[u8],
         body: &[u8],
     ) -> Result<Option<u64>, Refused> {
-        self.publish_body(key, publish, props, Body::Lent(body))
+        self.publish_body(key, publish, props, Body::Lent(body), None)
+    }
+
+    /// As [`Connection::publish`], for a [short](Connection::is_short) body: the frames are left in `kept` as well, to be published again.
+    ///
+    /// # Errors
+    /// As [`Connection::publish`].
+    #[inline]
+    pub fn publish_keeping(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: &[u8],
+        kept: &mut Vec<u8>,
+    ) -> Result<Option<u64>, Refused> {
+        debug_assert!(self.is_short(body), "a long one is better shared");
+        self.publish_body(key, publish, props, Body::Lent(body), Some(kept))
     }
 
     /// As [`Connection::publish`], with a body that can be kept instead of copied until it has been sent.
@@ -512,7 +336,7 @@ impl Connection {
         props: &[u8],
         body: &Rc<[u8]>,
     ) -> Result<Option<u64>, Refused> {
-        self.publish_body(key, publish, props, Body::Shared(body))
+        self.publish_body(key, publish, props, Body::Shared(body), None)
     }
 
     /// Whether a body leaves in one frame; larger ones are best handed over by [`Connection::publish_shared`].
@@ -528,6 +352,7 @@ impl Connection {
         publish: &Publish<'_>,
         props: &[u8],
         body: Body<'_>,
+        kept: Option<&mut Vec<u8>>,
     ) -> Result<Option<u64>, Refused> {
         self.must_be_open()?;
         if self.is_blocked {
@@ -540,7 +365,18 @@ impl Connection {
         }
         let (id, bytes) = (key.id, body.bytes());
         if bytes.len() <= max_payload {
-            publish.put(self.out.lane(id), id, props, bytes, max_payload)?;
+            check_header_size(props, max_payload)?;
+            let method = channel.last_published.frame(publish, id)?;
+            let lane = self.out.lane(id);
+            let at = lane.len();
+            // One growth at most: the frames of header and body have 28 bytes round them.
+            lane.reserve(method.len() + props.len() + bytes.len() + 32);
+            lane.extend_from_slice(method);
+            put_content(lane, id, props, bytes, max_payload);
+            if let Some(kept) = kept {
+                kept.clear();
+                kept.extend_from_slice(&lane[at..]);
+            }
         } else {
             let body = match body {
                 Body::Lent(body) => body.into(),
@@ -582,7 +418,7 @@ impl Connection {
         settled
     }
 
-    fn must_be_open(&self) -> Result<Tuned, Refused> {
+    pub(super) fn must_be_open(&self) -> Result<Tuned, Refused> {
         self.tuned().ok_or(Refused::NotOpen)
     }
 
@@ -593,32 +429,6 @@ impl Connection {
 
     pub(super) fn channel_mut(&mut self, key: ChannelKey) -> Option<&mut Channel> {
         find_mut(&mut self.channels, key)
-    }
-
-    /// Appends a request and notes who waits for the reply.
-    fn ask(
-        &mut self,
-        key: ChannelKey,
-        method: &Method,
-        purpose: Purpose,
-    ) -> Result<ReqId, Refused> {
-        self.must_be_open()?;
-        let reply = reply_to(method).ok_or(Refused::NotARequest)?;
-        let n = self.next_request;
-        let channel = find_mut(&mut self.channels, key).ok_or(Refused::ChannelGone)?;
-        if !channel.takes_requests() {
-            return Err(Refused::ChannelGone);
-        }
-        let max_payload = self.splitter.max_payload();
-        cold::try_put(self.out.lane(key.id), key.id, method, max_payload)?;
-        channel.waiters.push_back(Waiter {
-            n,
-            reply,
-            purpose,
-            abandoned: false,
-        });
-        self.next_request += 1;
-        Ok(ReqId { channel: key.id, n })
     }
 
     pub(super) fn forget_channel(&mut self, id: u16) {
@@ -708,11 +518,4 @@ impl<'a> Body<'a> {
             Self::Shared(body) => body,
         }
     }
-}
-
-fn cancel_method(tag: &str) -> Method {
-    Method::Basic(basic::AMQPMethod::Cancel(basic::Cancel {
-        consumer_tag: cold::short_text(tag),
-        nowait: false,
-    }))
 }

@@ -82,8 +82,8 @@ pub enum Down {
     /// The two sides did not come together.
     #[error("handshake: {0}")]
     Handshake(HandshakeError),
-    /// Nothing was heard for two heartbeat intervals.
-    #[error("no byte from the server for {} s, although heartbeats were agreed", .0.as_secs_f64())]
+    /// Nothing was heard for two heartbeat intervals, or no more than a few bytes of a frame that is not whole.
+    #[error("no sign of life from the server for {} s, although heartbeats were agreed", .0.as_secs_f64())]
     HeartbeatMissed(Duration),
     /// The stream ended without a word.
     #[error("the server closed the stream without closing the connection")]
@@ -121,6 +121,9 @@ pub enum Lost {
     /// We closed the channel first.
     #[error("the channel was closed before the answer came")]
     ChannelClosedByUs,
+    /// There was no answer for so long.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Late(Duration),
     /// The connection is gone.
     #[error(transparent)]
     ConnectionDown(Down),
@@ -141,6 +144,9 @@ pub enum Refused {
     /// As many channels are open as both sides agreed upon.
     #[error("all {0} channels that the server allows are open")]
     NoChannelLeft(u16),
+    /// The channel has a consumer of that name.
+    #[error("the channel has a consumer with the tag {0:?}; end that first, or choose another tag")]
+    ConsumerTagTaken(String),
     /// The method has no reply (`nowait`, say), or a function of its own.
     #[error("not a method that waits for a reply")]
     NotARequest,

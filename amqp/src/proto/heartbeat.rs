@@ -3,6 +3,9 @@
 //! Half the negotiated interval without a byte written: a heartbeat is due. Two intervals without a byte read: the peer is
 //! dead. Bytes of any kind count, so a busy connection sends no heartbeats at all, and the marks are all that is updated per
 //! read or write; the timer is looked at only when it fires.
+//!
+//! Bytes that are only ever the next few of a frame which is never whole count for two intervals as well. What stands between two programs may lose
+//! some of a stream's bytes; whoever takes what follows for the rest of a long frame sees heartbeats go by for hours, and nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +15,12 @@ pub struct Heartbeat {
     interval: Duration,
     last_read: Instant,
     last_write: Instant,
+    /// Of a frame that is not whole: since when hardly more has come, and how much there was then.
+    unfinished: Option<(Instant, usize)>,
 }
+
+/// More than the heartbeats of two intervals, which are five at most. A stream that is slower even than this is as good as dead.
+const TRICKLE: usize = 64;
 
 /// What [`Heartbeat::poll`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +40,7 @@ impl Heartbeat {
             interval: Duration::from_secs(seconds.into()),
             last_read: now,
             last_write: now,
+            unfinished: None,
         }
     }
 
@@ -39,6 +48,25 @@ impl Heartbeat {
     #[inline]
     pub fn read(&mut self, now: Instant) {
         self.last_read = now;
+    }
+
+    /// What has come is used but for `len` bytes of a frame that is not whole. `is_new`: they are not those of the last time, and some more.
+    #[inline]
+    pub fn unfinished(&mut self, len: usize, is_new: bool, now: Instant) {
+        let goes_on = |(_, before): &(Instant, usize)| !is_new && len < before + TRICKLE;
+        if len == 0 {
+            self.unfinished = None;
+        } else if !self.unfinished.as_ref().is_some_and(goes_on) {
+            self.unfinished = Some((now, len));
+        }
+    }
+
+    /// Nobody looks at what comes, so that its absence proves nothing.
+    pub fn not_reading(&mut self, now: Instant) {
+        self.read(now);
+        if let Some((since, _)) = &mut self.unfinished {
+            *since = now;
+        }
     }
 
     /// Bytes have gone out.
@@ -80,7 +108,8 @@ impl Heartbeat {
     }
 
     fn dead_at(&self) -> Instant {
-        self.last_read + self.patience()
+        let unfinished = self.unfinished.map_or(self.last_read, |(since, _)| since);
+        self.last_read.min(unfinished) + self.patience()
     }
 }
 
@@ -135,6 +164,40 @@ mod tests {
         assert_eq!(beat.poll(t + ms(20_000)), Beat::Dead);
         beat.read(t + ms(19_999));
         assert_eq!(beat.poll(t + ms(20_000)), Beat::Quiet);
+    }
+
+    #[test]
+    fn a_frame_that_is_never_whole_proves_life_only_while_it_grows() {
+        let t = start();
+        let mut beat = Heartbeat::new(10, t);
+        let mut come = |at: u64, len, is_new| {
+            let now = t + ms(1000 * at);
+            beat.wrote(now);
+            beat.read(now);
+            beat.unfinished(len, is_new, now);
+            beat.poll(now)
+        };
+        // Slowly, but it grows.
+        for (at, len) in [(0, 100), (15, 130), (19, 164), (38, 228)] {
+            assert_eq!(come(at, len, at == 0), Beat::Quiet, "{at}");
+        }
+        // Another one; then heartbeats that are taken for more of it.
+        assert_eq!(come(50, 228, true), Beat::Quiet);
+        for n in 1..4 {
+            assert_eq!(come(50 + 5 * n, 228 + 8 * n as usize, false), Beat::Quiet);
+        }
+        assert_eq!(come(70, 260, false), Beat::Dead);
+        // Time in which nobody looked does not count.
+        let mut beat = Heartbeat::new(10, t);
+        beat.unfinished(1, true, t);
+        beat.not_reading(t + ms(19_000));
+        beat.wrote(t + ms(38_000));
+        assert_eq!(beat.poll(t + ms(38_999)), Beat::Quiet);
+        assert_eq!(beat.deadline(), Some(t + ms(39_000)));
+        beat.read(t + ms(39_000));
+        assert_eq!(beat.poll(t + ms(39_000)), Beat::Dead);
+        beat.unfinished(0, true, t + ms(39_000));
+        assert_eq!(beat.poll(t + ms(39_000)), Beat::Quiet);
     }
 
     #[test]

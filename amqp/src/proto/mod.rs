@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod topology;
 pub mod unsettled;
 
+mod ask;
 mod channel;
 mod receive;
 #[cfg(test)]

@@ -669,8 +669,12 @@ fn what_breaks_the_protocol_closes_the_connection_with_rabbitmqs_code_and_text()
     };
     for (bytes, expected) in [
         (
-            vec![2, 0, 1, 0, 3, 13, 64],
-            "0 close 501 FRAME_ERROR - type 2, all octets = <<>>: {frame_too_large,200000,131064} 0 0",
+            vec![3, 0, 1, 0, 3, 13, 64],
+            "0 close 501 FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,200000,131064} 0 0",
+        ),
+        (
+            vec![2, 0, 1, 0, 16, 0, 1],
+            "0 close 501 FRAME_ERROR - type 2, all octets = <<>>: {frame_too_large,1048577,131064} 0 0",
         ),
         (
             vec![1, 0, 1, 0, 0, 0, 4, 0, 60, 0, 80, 0],
@@ -862,7 +866,7 @@ fn a_lost_connection_resolves_every_request_and_publishing_once() {
         let why = match how {
             "close" => "connection closed by the server: 320 CONNECTION_FORCED - bye",
             "eof" => "the server closed the stream without closing the connection",
-            _ => "no byte from the server for 20 s, although heartbeats were agreed",
+            _ => "no sign of life from the server for 20 s, although heartbeats were agreed",
         };
         assert_eq!(
             seen,
@@ -1125,6 +1129,121 @@ fn a_message_that_cannot_be_sent_leaves_no_byte_and_no_slot() {
     );
 }
 
+#[test]
+fn whatever_the_last_message_was_the_next_has_its_own_method_and_is_kept_as_it_was_sent() {
+    let (mut rig, key) = Rig::with_channel();
+    rig.confirms(key);
+    rig.sent_bytes();
+    let (long, max) = ("k".repeat(256), rig.conn.splitter.max_payload());
+    let to = |exchange, routing_key, mandatory, immediate| Publish {
+        exchange,
+        routing_key,
+        mandatory,
+        immediate,
+    };
+    let (mut kept, mut expected) = (b"of before".to_vec(), Vec::new());
+    for publish in [
+        to("", "q", false, false),
+        to("", "q", false, false),
+        to("x", "q", false, false),
+        to("x", "r", false, false),
+        to("x", "r", true, false),
+        to("x", &long, true, false),
+        to("x", "r", true, false),
+        to("x", "r", true, true),
+        to("xr", "", true, true),
+        to("", "xr", true, true),
+        to("", "", false, false),
+        to("", "", false, false),
+    ] {
+        for body in [&b"body"[..], b""] {
+            let (props, mut alone) = (&[0x10, 0, 2][..], Vec::new());
+            let is_good = publish.put(&mut alone, key.id(), props, body, max).is_ok();
+            let published = rig
+                .conn
+                .publish_keeping(key, &publish, props, body, &mut kept);
+            assert_eq!(published.is_ok(), is_good, "{publish:?}");
+            if is_good {
+                assert_eq!(kept, alone, "{publish:?}");
+            }
+            expected.append(&mut alone);
+        }
+    }
+    assert_eq!(rig.sent_bytes(), expected);
+}
+
+#[test]
+fn deliveries_with_other_names_than_the_last_are_told_with_their_own() {
+    let (mut rig, key) = Rig::with_channel();
+    for tag in ["a", "b"] {
+        let consume = basic::Consume {
+            queue: "q".into(),
+            consumer_tag: tag.into(),
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            nowait: false,
+            arguments: Default::default(),
+        };
+        rig.conn.consume(key, consume).unwrap();
+    }
+    let names = [
+        ("a", "x", "k"),
+        ("a", "x", "k"),
+        ("b", "x", "k"),
+        ("b", "", "k"),
+        ("b", "", "k"),
+        ("a", "", ""),
+        ("b", "k", "x"),
+    ];
+    let mut bytes = Vec::new();
+    for (tag, (consumer_tag, exchange, routing_key)) in (1..).zip(names) {
+        let deliver = Deliver {
+            consumer_tag,
+            delivery_tag: tag,
+            redelivered: false,
+            exchange,
+            routing_key,
+        };
+        deliver.put(&mut bytes, key.id());
+        put_content(&mut bytes, key.id(), Props::EMPTY.as_bytes(), b"", 1);
+    }
+    let (mut seen, mut consumers) = (Vec::new(), Vec::new());
+    let mut note = |event: Event<'_>| {
+        if let Event::Delivery {
+            consumer, deliver, ..
+        } = event
+        {
+            let [exchange, key] = [deliver.exchange, deliver.routing_key].map(str::to_owned);
+            seen.push((deliver.consumer_tag.to_owned(), exchange, key));
+            consumers.push(consumer);
+        }
+    };
+    assert_eq!(rig.conn.feed(&bytes, rig.now, &mut note), bytes.len());
+    let owned = names.map(|(tag, x, k)| (tag.to_owned(), x.to_owned(), k.to_owned()));
+    assert_eq!(seen, owned);
+    let [a, b] = [consumers[0], consumers[2]];
+    assert_ne!(a, b);
+    assert_eq!(consumers, [a, a, b, b, b, a, b]);
+    // What is no UTF-8 is refused, whatever was good before.
+    let mut bad = Vec::new();
+    let deliver = Deliver {
+        consumer_tag: "b",
+        delivery_tag: 8,
+        redelivered: false,
+        exchange: "k",
+        routing_key: "x",
+    };
+    deliver.put(&mut bad, key.id());
+    let at = bad.len() - 2;
+    bad[at] = 0xff;
+    put_content(&mut bad, key.id(), Props::EMPTY.as_bytes(), b"", 1);
+    let mut down = false;
+    let mut note = |event: Event<'_>| down |= matches!(event, Event::Down(_));
+    rig.conn.feed(&bad, rig.now, &mut note);
+    assert!(down);
+}
+
 /// Accepts: amqp/R37
 #[test]
 fn channel_numbers_are_used_again_lowest_first_and_only_as_many_as_agreed() {
@@ -1188,6 +1307,21 @@ fn a_message_leaves_in_one_piece_on_its_channel_split_at_the_frame_size() {
 }
 
 /// Accepts: amqp/R25
+/// As after something between the two has lost bytes: what stands where a size should is not one.
+#[test]
+fn heartbeats_inside_of_a_frame_that_is_never_whole_are_no_sign_of_life() {
+    let mut rig = Rig::up_with(2047, 10);
+    let mut unread = vec![3, 0, 1, 0, 1, 0, 0];
+    for beats in 0..4 {
+        let used = rig.conn.feed(&unread, rig.now, &mut |_| {});
+        assert_eq!(used, 0, "{beats}");
+        assert_eq!(rig.tick(Duration::from_secs(5)).len(), beats / 3, "{beats}");
+        rig.sent();
+        put_heartbeat(&mut unread);
+    }
+    assert!(rig.conn.is_down());
+}
+
 #[test]
 fn an_idle_connection_beats_and_one_with_bytes_to_send_does_not() {
     let mut rig = Rig::up_with(0, 10);
@@ -1413,6 +1547,62 @@ fn a_clean_close_sends_the_acks_that_wait_and_ends_with_close_ok() {
     let close_ok = connection::AMQPMethod::CloseOk(connection::CloseOk {});
     rig.cold(0, Method::Connection(close_ok));
     assert_eq!(rig.deliver(), ["down: connection closed"]);
+}
+
+/// RabbitMQ takes headers of one frame and passes on longer ones: it adds `x-death`, and other connections have agreed upon other sizes.
+#[test]
+fn a_header_larger_than_a_frame_is_taken_from_a_server() {
+    let mut rig = Rig::up_with_frames(4096);
+    let key = rig.open();
+    rig.consume(key, false);
+    rig.cold(1, consume_ok()).deliver();
+    let mut headers = crate::wire::TableBuf::new();
+    headers.insert("h", "x".repeat(200_000).as_str()).unwrap();
+    let props = Properties {
+        headers: Some(headers.as_table()),
+        message_id: Some("large"),
+        ..Properties::default()
+    };
+    let props = props.encode().unwrap();
+    for tag in [1, 2] {
+        let deliver = Deliver {
+            consumer_tag: "t",
+            delivery_tag: tag,
+            redelivered: false,
+            exchange: "",
+            routing_key: "q",
+        };
+        deliver.put(&mut rig.server, 1);
+        put_content(&mut rig.server, 1, props.as_bytes(), &[b'b'; 5000], 4088);
+    }
+    let seen = rig.deliver();
+    assert_eq!(seen.len(), 2);
+    assert!(
+        seen[1].contains(r#"Some("large")"#) && seen[1].contains("5000"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_second_consumer_of_the_same_name_is_refused_before_the_server_knows() {
+    let (mut rig, key) = Rig::with_channel();
+    let consume = basic::Consume {
+        queue: "q".into(),
+        consumer_tag: "t".into(),
+        ..Default::default()
+    };
+    let (first, _) = rig.conn.consume(key, consume.clone()).unwrap();
+    rig.sent();
+    let refused = || Err(Refused::ConsumerTagTaken("t".into()));
+    assert_eq!(rig.conn.consume(key, consume.clone()), refused());
+    rig.cold(1, consume_ok()).deliver();
+    assert_eq!(rig.conn.consume(key, consume.clone()), refused());
+    assert_eq!(rig.sent(), [""; 0]);
+    // Its name is free as soon as its cancel is on the way: the server does one after the other.
+    rig.conn.abandon_consumer(key, first);
+    rig.conn.consume(key, consume.clone()).unwrap();
+    assert_eq!(rig.sent(), ["1 60.30", "1 60.20"]);
+    assert_eq!(rig.conn.consume(key, consume), refused());
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\0\0\x09\x01";
 pub const FRAME_MIN: usize = 4096;
 /// Bytes of a frame that are not payload: type, channel, size, end.
 pub const FRAME_OVERHEAD: usize = 8;
+/// The largest payload of a content header that a client takes, in bytes.
+pub const LARGE_HEADER: usize = 1 << 20;
 /// The last byte of each frame.
 pub const FRAME_END: u8 = 0xCE;
 
@@ -52,10 +54,12 @@ pub enum Frame<'a> {
 
 /// Cuts frames off the front of a byte buffer.
 ///
-/// The size is checked as soon as the seven bytes that hold it are there, so a peer cannot make the caller buffer more than `frame_max`.
+/// The size is checked as soon as the seven bytes that hold it are there, so a peer cannot make the caller buffer more than `frame_max`, or
+/// [`LARGE_HEADER`].
 #[derive(Clone, Copy, Debug)]
 pub struct Splitter {
     max_payload: usize,
+    max_header: usize,
 }
 
 impl Splitter {
@@ -73,7 +77,21 @@ impl Splitter {
         };
         Self {
             max_payload: frame_max - FRAME_OVERHEAD,
+            max_header: frame_max - FRAME_OVERHEAD,
         }
+    }
+
+    /// The same for a client, with content headers of up to [`LARGE_HEADER`] bytes.
+    ///
+    /// RabbitMQ passes headers on whole, whatever it has agreed upon with the receiver, and longer than they came if it has dead-lettered the message. A
+    /// client that would not have that would lose its connections to one message, again and again.
+    pub const fn taking_large_headers(self) -> Self {
+        let max_header = if self.max_payload < LARGE_HEADER {
+            LARGE_HEADER
+        } else {
+            self.max_payload
+        };
+        Self { max_header, ..self }
     }
 
     /// The largest payload that passes, in bytes.
@@ -93,7 +111,7 @@ impl Splitter {
         let [kind, c1, c0, s3, s2, s1, s0] = *head;
         let channel = u16::from_be_bytes([c1, c0]);
         let size = u32::from_be_bytes([s3, s2, s1, s0]) as usize;
-        if size > self.max_payload {
+        if size > self.max_payload && !(kind == HEADER && size <= self.max_header) {
             let cause = format_args!("{{frame_too_large,{size},{}}}", self.max_payload);
             return Err(frame_error(kind, &[], cause));
         }
@@ -212,8 +230,12 @@ pub fn put_heartbeat(out: &mut Vec<u8>) {
 #[inline]
 pub fn put_content(out: &mut Vec<u8>, channel: u16, props: &[u8], body: &[u8], max_payload: usize) {
     put_content_header(out, channel, props, body.len() as u64);
-    for piece in body.chunks(max_payload) {
-        put_body(out, channel, piece);
+    if (1..=max_payload).contains(&body.len()) {
+        put_body(out, channel, body);
+    } else {
+        for piece in body.chunks(max_payload) {
+            put_body(out, channel, piece);
+        }
     }
 }
 

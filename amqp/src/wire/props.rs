@@ -234,6 +234,7 @@ impl<'a> Props<'a> {
     }
 
     /// The same but for some; the others stay as they came, byte for byte, even if we would not send their like.
+    #[cfg(any(feature = "broker", test))]
     pub(crate) fn changed(&self, changes: &Changes<'_>) -> PropsBuf {
         let mut out = vec![0, 0];
         let mut fields = Fields {
@@ -283,6 +284,7 @@ impl<'a> Props<'a> {
 }
 
 /// What [`Props::changed`] is to change.
+#[cfg(any(feature = "broker", test))]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Changes<'a> {
     pub(crate) headers: Option<Table<'a>>,

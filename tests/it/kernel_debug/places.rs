@@ -73,7 +73,10 @@ where
     crowd
 }
 
-type Waiting = Pin<Box<dyn Future<Output = ()>>>;
+type Call = (
+    &'static str,
+    fn(Tedium) -> Pin<Box<dyn Future<Output = ()>>>,
+);
 
 /// Each call with its text.
 macro_rules! calls {
@@ -84,7 +87,7 @@ macro_rules! calls {
 
 #[test]
 fn a_task_that_waits_in_a_call_of_several_traps_waits_at_its_own_line() {
-    let calls: &[(&str, fn(Tedium) -> Waiting)] = &calls!(at:
+    let calls: &[Call] = &calls!(at:
         Stream::new(at.silent).read(&mut [0]),
         Stream::new(at.silent).read_exact(&mut [0]),
         Stream::new(at.silent).read_until(b'.', 100),
