@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel::{
-    Interrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after, group, run_in_thread, sleep,
-    spawn, timeout_after, yield_now,
+    Interrupt, MaybeInterrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after, group,
+    run_in_thread, sleep, spawn, timeout_after, yield_now,
 };
 use rig::{Gate, Signal, Visitor, unique, wait_until_gone};
 use rustix::process::{Pid, kill_process};
@@ -136,10 +136,12 @@ fn a_call_that_times_out_kills_its_process_and_the_next_one_gets_another() {
         let gate = Gate::open();
         let call = pool.run("spin", gate.port().to_string());
         let late = timeout_after(Duration::from_millis(50), call).await;
+        let error = late.unwrap_err();
         assert!(matches!(
-            late,
-            Err(ProcessCallError::Interrupted(Interrupt::TaskTimeout))
+            error,
+            ProcessCallError::Interrupted(Interrupt::TaskTimeout)
         ));
+        assert_eq!(error.interrupt(), Some(&Interrupt::TaskTimeout));
         assert!(!is_alive(idle));
         assert_eq!(pool.run("square", "3").await.unwrap(), b"9");
     });

@@ -421,6 +421,38 @@ fn releasing_a_source_tells_whoever_waits_for_it() {
     });
 }
 
+#[test]
+fn a_primitive_can_show_its_caller_where_its_own_wait_is() {
+    use kernel::traps::{Direction, Source, join_wait};
+
+    let at = std::panic::Location::caller();
+    run(async {
+        let shown = || current_task().info().unwrap().waits[0].1;
+        let lot = Lot::new();
+        let mut wait = Box::pin(sched_wait(&lot, WaitKind::Lock).called_at(at));
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(shown(), at);
+
+        let task = spawn(std::future::pending::<()>());
+        let mut wait = Box::pin(join_wait(&task).called_at(at));
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(shown(), at);
+
+        let kept = Cell::new(None);
+        let mut wait = Box::pin(future_wait(|completer| kept.set(Some(completer))).called_at(at));
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(shown(), at);
+
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let read = source.ready_op(Direction::Read, || (&ours).read(&mut [0]));
+        let mut wait = Box::pin(read.called_at(at));
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(shown(), at);
+    });
+}
+
 /// Whoever never has to wait lets others run all the same.
 #[test]
 fn a_task_makes_128_calls_in_one_poll() {
