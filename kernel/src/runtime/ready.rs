@@ -1,5 +1,7 @@
 //! The ready queue: a FIFO ring of task slots.
 
+use super::task::Flags;
+
 /// A power-of-two ring of slot numbers. A task is in it at most once (a flag on its slot says so), so it never holds more
 /// entries than there are slots; it grows with the task table and a push in between never allocates.
 pub(crate) struct Ready {
@@ -41,6 +43,15 @@ impl Ready {
 
     const fn place(&self, count: u32) -> usize {
         count as usize & (self.ring.len() - 1)
+    }
+
+    /// Puts a task at the end, unless its flags say that it is queued.
+    #[inline]
+    pub(crate) fn queue(&mut self, slot: u32, flags: &mut Flags) {
+        if !flags.has(Flags::QUEUED) {
+            flags.set(Flags::QUEUED);
+            self.push(slot);
+        }
     }
 
     #[inline]

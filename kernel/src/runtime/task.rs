@@ -74,6 +74,8 @@ const DOOMED: u8 = 4;
 const KEEPS_JOINERS: u8 = 8;
 /// Somebody was told of its panic.
 const REPORTED: u8 = 16;
+/// The noted join of the one who waits for it was interrupted.
+const LOST_JOIN: u8 = 32;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -111,6 +113,15 @@ impl Header {
 
     pub(crate) fn keep_joiners(&self) {
         self.marks.set(self.marks.get() | KEEPS_JOINERS);
+    }
+
+    /// See `joins`.
+    pub(crate) fn has_lost_join(&self) -> bool {
+        self.marks.get() & LOST_JOIN != 0
+    }
+
+    pub(crate) fn lose_join(&self) {
+        self.marks.set(self.marks.get() | LOST_JOIN);
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
@@ -778,12 +789,20 @@ pub(crate) struct Slot {
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
     pub(crate) scopes: u32,
-    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last.
+    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last. Or a note, see `joins`.
     pub(crate) joiners: u32,
     pub(crate) flags: Flags,
 }
 
 const _: () = assert!(size_of::<Slot>() == 24);
+
+impl Slot {
+    /// Whether its task, when it ends, leaves more behind than the slot and those who wait for it.
+    #[inline]
+    pub(crate) fn leaves_more(&self) -> bool {
+        self.waits != NIL || self.scopes != NIL || self.flags.has(Flags::LEAVES_MORE)
+    }
+}
 
 /// What the scheduler and the canceller note about a task; and, in the upper 24 bits, the generation of its slot, which grows with each task
 /// that had it. A waker keeps as many.
@@ -805,8 +824,13 @@ impl Flags {
     pub(crate) const LOCALS: Self = Self(32);
     /// It has a name.
     pub(crate) const NAMED: Self = Self(64);
+    /// It has a noted join.
+    pub(crate) const JOINS: Self = Self(128);
     /// When it ends there is more to do than to free its slot.
-    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED.and(Self::LOCALS).and(Self::NAMED);
+    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED
+        .and(Self::LOCALS)
+        .and(Self::NAMED)
+        .and(Self::JOINS);
 
     const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
 
@@ -912,19 +936,21 @@ impl Tasks {
         id
     }
 
-    /// Ends a task whose waits, scopes and joiners are gone: takes the body out of the slot and moves the slot to its next generation. A slot that
-    /// still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits and scopes are gone: takes the body and the joiners out of the slot and moves the slot to its next generation. A slot
+    /// that still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
     #[inline]
-    pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
+    pub(crate) fn retire(&mut self, id: u32) -> (BodyRef, u32) {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
+        let joiners = std::mem::replace(&mut slot.joiners, NIL);
         let is_queued = slot.flags.has(Flags::QUEUED);
         slot.flags = slot.flags.of_next_task();
         if !is_queued {
-            self.free_slot(id);
+            slot.waits = self.free;
+            self.free = id;
         }
-        body
+        (body, joiners)
     }
 
     pub(crate) fn free_slot(&mut self, id: u32) {

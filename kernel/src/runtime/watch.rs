@@ -307,6 +307,12 @@ impl State {
             }
             node = wait.task_next;
         }
+        if let Some(at) = self.noted_at(task) {
+            match report.wait {
+                None => report.wait = Some((WaitKind::Join, at)),
+                Some(_) => report.others += 1,
+            }
+        }
         report.timeout = self.next_timeout(task);
         report
     }

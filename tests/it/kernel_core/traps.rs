@@ -405,6 +405,22 @@ fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
     }
 }
 
+#[test]
+fn releasing_a_source_tells_whoever_waits_for_it() {
+    use kernel::traps::{Direction, Source};
+
+    run(async {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let read = source.ready_op(Direction::Read, || (&ours).read(&mut [0]));
+        let release = async { source.release() };
+        let (outcome, ()) = join(read, release).await;
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NotConnected);
+        assert_eq!(io_waiting(&ours), (None, None));
+    });
+}
+
 /// Whoever never has to wait lets others run all the same.
 #[test]
 fn a_task_makes_128_calls_in_one_poll() {
