@@ -128,7 +128,7 @@ async fn call(pool: &Rc<ProcessPool>, random: &mut Random, tally: &Tally) {
     let short = Duration::from_micros(random.below(3000) as u64);
     let spinning = || {
         let pool = pool.clone();
-        async move { pool.run("spin", "/dev/null").await }
+        async move { pool.run("hang", "").await }
     };
     match random.below(8) {
         0 => {

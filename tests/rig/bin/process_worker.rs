@@ -21,6 +21,7 @@ const FUNCTIONS: &[(&str, ProcessFn)] = &[
     ("panic", |args| panic!("{}", String::from_utf8_lossy(args))),
     ("exit", |args| process::exit(number(args)? as i32)),
     ("abort", |_| process::abort()),
+    ("hang", hang),
     ("spin", spin),
     ("hold", hold),
     ("grandchild", grandchild),
@@ -91,6 +92,13 @@ fn number(args: &[u8]) -> Result<usize, String> {
 fn square(args: &[u8]) -> Result<Vec<u8>, String> {
     let n = number(args)?;
     Ok((n * n).to_string().into_bytes())
+}
+
+/// Keeps a processor busy for ever.
+fn hang(_: &[u8]) -> Result<Vec<u8>, String> {
+    loop {
+        std::hint::spin_loop();
+    }
 }
 
 /// Comes to the gate, then keeps a processor busy for ever.
