@@ -231,6 +231,8 @@ struct Entry<'a> {
     program: &'a Path,
     /// What the program calls it.
     contestant: &'static str,
+    /// How many connections the load generator makes to it, if it is a server.
+    connections: Option<usize>,
     result: ContestantResult,
 }
 
@@ -262,6 +264,10 @@ impl Programs {
         let entry = |program, it: &Contestant, name, side| Entry {
             program,
             contestant: it.name,
+            connections: match it.work {
+                Work::Measured(_) => None,
+                Work::Served(_, connections) => Some(connections),
+            },
             result: ContestantResult {
                 name,
                 side,
@@ -403,16 +409,30 @@ fn own_time(broker: Option<u32>) -> Result<Duration, Error> {
 
 /// How many laps [`time`] shall do.
 const LAPS: &str = "BENCHES_LAPS";
+/// The larger of the two numbers of laps whose difference counts.
+pub(crate) const MOST_LAPS: u64 = 6;
+
+/// How many laps to do, where instructions are being counted.
+pub(crate) fn laps_to_count() -> Option<u64> {
+    std::env::var(LAPS).ok()?.parse().ok()
+}
 
 /// Instructions per operation, counted by valgrind: what a noisy machine cannot blur. The difference of two runs, so that what comes before
 /// the first lap does not count. Says nothing about waiting for memory or for atomics.
-pub(crate) fn count_instructions(bench: &Bench, programs: &Programs) -> Result<BenchResult, Error> {
-    let neighbours = Neighbours::watch(None)?;
+pub(crate) fn count_instructions(
+    bench: &Bench,
+    programs: &Programs,
+    broker: Option<&Broker>,
+) -> Result<BenchResult, Error> {
+    let neighbours = Neighbours::watch(broker)?;
     let mut entries = programs.entries(bench);
     for it in &mut entries {
         let counted = (|| {
-            let few = instructions(bench, it, 2)?;
-            let more = instructions(bench, it, 6)?;
+            let [few, more] = match it.connections {
+                None => [2, MOST_LAPS].map(|laps| instructions(bench, it, broker, laps)),
+                Some(n) => REQUESTS.map(|requests| instructions_served(bench, it, n, requests)),
+            };
+            let (few, more) = (few?, more?);
             let per_operation = (more.0 - few.0) / (more.1 - few.1);
             Ok::<_, Error>(Sample::from([(INSTRUCTIONS.key.into(), per_operation)]))
         })();
@@ -435,12 +455,48 @@ pub(crate) const INSTRUCTIONS: Figure = Figure {
     better: Better::Less,
 };
 
-/// Instructions and operations of so many laps.
-fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), Error> {
-    let output = Command::new("valgrind")
+/// The program under valgrind, which writes the count to its standard error at the end.
+fn counting(command: &str, bench: &Bench, it: &Entry<'_>) -> Command {
+    let mut counting = Command::new("valgrind");
+    counting
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(it.program)
-        .args(["__one", &bench.name, it.contestant])
+        .args([command, &bench.name, it.contestant]);
+    counting
+}
+
+/// The count in valgrind's log.
+fn collected(log: &str) -> Option<f64> {
+    let (_, count) = log
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))?;
+    count.trim().parse().ok()
+}
+
+/// How many requests a server answers in the two runs.
+const REQUESTS: [u64; 2] = [5_000, 25_000];
+
+/// Instructions of a server that answers so many requests.
+fn instructions_served(
+    bench: &Bench,
+    it: &Entry<'_>,
+    connections: usize,
+    requests: u64,
+) -> Result<(f64, f64), Error> {
+    let log = load::count(counting("__serve", bench, it), connections, requests)?;
+    let collected = collected(&log).ok_or("valgrind has not counted")?;
+    Ok((collected, requests as f64))
+}
+
+/// Instructions and operations of so many laps.
+fn instructions(
+    bench: &Bench,
+    it: &Entry<'_>,
+    broker: Option<&Broker>,
+    laps: u64,
+) -> Result<(f64, f64), Error> {
+    let output = counting("__one", bench, it)
+        .envs(broker.map(Broker::to_env).unwrap_or_default())
         .env(LAPS, laps.to_string())
         .output()
         .map_err(|error| format!("cannot start valgrind: {error}"))?;
@@ -451,11 +507,7 @@ fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), 
         Line::Sample(sample) => sample.get("operations").copied(),
         Line::Missing(why) => return Err(why.into()),
     };
-    let log = String::from_utf8_lossy(&output.stderr);
-    let collected = log
-        .lines()
-        .find_map(|line| line.split_once("Collected : "))
-        .and_then(|(_, count)| count.trim().parse().ok());
+    let collected = collected(&String::from_utf8_lossy(&output.stderr));
     match (collected, operations) {
         (Some(collected), Some(operations)) => Ok((collected, operations)),
         _ => Err("this bench does not count its operations".into()),
@@ -558,7 +610,7 @@ async fn time_for(
     operations: u64,
     mut lap: impl AsyncFnMut(),
 ) -> Sample {
-    if let Some(laps) = std::env::var(LAPS).ok().and_then(|laps| laps.parse().ok()) {
+    if let Some(laps) = laps_to_count() {
         for _ in 0..laps {
             lap().await;
         }

@@ -5,6 +5,7 @@
 
 use crate::harness::{Error, Sample};
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use nix::sys::signal::{self, Signal};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,20 +16,44 @@ use std::time::{Duration, Instant};
 pub(crate) const MESSAGE: usize = 64;
 const WARM_UP: Duration = Duration::from_millis(300);
 const MEASURE: Duration = Duration::from_secs(1);
+/// With a server under valgrind, some of which never answer there (io_uring).
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Starts the server, talks to it, kills it; gives `rps` and `cpu_us`.
 pub(crate) fn against(mut server: Command, connections: usize) -> Result<Sample, Error> {
     let server = Server(server.stdout(Stdio::piped()).spawn()?);
     let (server, address) = server.address()?;
     let mut load = Load::connect(address, connections)?;
-    load.run(WARM_UP)?;
+    load.run_for(WARM_UP)?;
     let (begin, cpu) = (Instant::now(), server.cpu()?);
-    let requests = load.run(MEASURE)? as f64;
+    let requests = load.run_for(MEASURE)? as f64;
     let (wall, cpu) = (begin.elapsed(), server.cpu()? - cpu);
     Ok(Sample::from([
         ("rps".into(), requests / wall.as_secs_f64()),
         ("cpu_us".into(), cpu.as_secs_f64() * 1e6 / requests),
     ]))
+}
+
+/// Starts the server, has it answer so many requests, asks it to end; gives what it wrote to its standard error.
+pub(crate) fn count(
+    mut server: Command,
+    connections: usize,
+    requests: u64,
+) -> Result<String, Error> {
+    let server = server.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (mut server, address) = Server(server.spawn()?).address()?;
+    let mut load = Load::connect(address, connections)?;
+    let answers = load.run(requests, Instant::now() + PATIENCE)?;
+    if answers < requests {
+        return Err(format!("{answers} answers in {PATIENCE:?}, not {requests}").into());
+    }
+    // Valgrind counts to the end of a process that ends so, not of one that is killed.
+    signal::kill(Pid::from_raw(server.0.id().try_into()?), Signal::SIGTERM)?;
+    let mut log = String::new();
+    if let Some(mut stderr) = server.0.stderr.take() {
+        stderr.read_to_string(&mut log)?;
+    }
+    Ok(log)
 }
 
 /// The server's process; killed when dropped.
@@ -99,16 +124,20 @@ impl Load {
     }
 
     /// Answers every answer with the next message for the given time; returns the answers counted.
-    fn run(&mut self, time: Duration) -> Result<u64, Error> {
+    fn run_for(&mut self, time: Duration) -> Result<u64, Error> {
+        self.run(u64::MAX, Instant::now() + time)
+    }
+
+    /// As `run_for`, or until so many answers have come, or a few more.
+    fn run(&mut self, most: u64, end: Instant) -> Result<u64, Error> {
         let mut events = Events::with_capacity(1024);
         let mut answers = 0;
-        let end = Instant::now() + time;
         loop {
-            let now = Instant::now();
-            if now >= end {
+            let left = end.saturating_duration_since(Instant::now());
+            if answers >= most || left.is_zero() {
                 return Ok(answers);
             }
-            self.poll.poll(&mut events, Some(end - now))?;
+            self.poll.poll(&mut events, Some(left))?;
             for event in &events {
                 answers += self.connections[event.token().0].turn()?;
             }

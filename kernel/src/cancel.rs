@@ -14,6 +14,27 @@ use crate::traps::{ForeignWait, Timeout, call};
 /// `disable_cancellation`). Shields nest. One branch of a `select!` may be shielded while its siblings are not.
 ///
 /// Cancellation point: no, whatever the body does. If dropped, the body is dropped.
+///
+/// What is begun is brought to its end, and the interrupt that came meanwhile is not lost:
+///
+/// ```
+/// use std::time::Duration;
+/// use kernel::{Interrupt, shield, sleep, spawn, yield_now};
+///
+/// # kernel::run(async {
+/// let task = spawn(async {
+///     shield(async {
+///         sleep(Duration::from_millis(5)).await?; // not interrupted
+///         Ok::<_, Interrupt>(())
+///     })
+///     .await?;
+///     sleep(Duration::from_secs(60)).await // this is
+/// });
+/// yield_now().await.unwrap();
+/// task.cancel().await.unwrap();
+/// assert!(matches!(task.join().await.unwrap(), Err(Interrupt::Cancelled(_))));
+/// # }).unwrap();
+/// ```
 pub const fn shield<F: Future>(body: F) -> Shielded<F> {
     Shielded { block: None, body }
 }
@@ -52,6 +73,19 @@ impl<F: Future> Future for Shielded<F> {
 ///
 /// # Errors
 /// An [`Interrupt`].
+///
+/// ```
+/// use futures::channel::oneshot;
+/// use kernel::{Interrupt, interruptible, spawn, yield_now};
+///
+/// # kernel::run(async {
+/// let (_sender, receiver) = oneshot::channel::<u32>();
+/// let task = spawn(async { interruptible(receiver).await });
+/// yield_now().await.unwrap();
+/// task.cancel().await.unwrap(); // without `interruptible` this would wait for ever
+/// assert!(matches!(task.join().await.unwrap(), Err(Interrupt::Cancelled(_))));
+/// # }).unwrap();
+/// ```
 #[track_caller]
 pub fn interruptible<F: Future>(body: F) -> Interruptible<F> {
     Interruptible {

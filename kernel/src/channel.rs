@@ -27,6 +27,7 @@
 //! ```
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -37,6 +38,7 @@ use sha2::Sha256;
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::net::{Address, Incomplete, Read, Stream, TcpListener, TcpStream, Write};
 use crate::time::{sleep, timeout_after};
+use crate::traps::at_caller;
 
 /// How long a peer has to prove that it knows the key (as in Curio).
 const HANDSHAKE: Duration = Duration::from_secs(1);
@@ -89,20 +91,23 @@ impl Channel {
     ///
     /// # Errors
     /// As [`TcpListener::accept`].
-    pub async fn accept(&self) -> io::Result<Connection<TcpStream>> {
-        loop {
-            let (stream, peer) = self.listener.accept().await?;
-            let mut connection = Connection::new(stream);
-            let Err(error) = self.welcome(&mut connection).await else {
-                return Ok(connection);
-            };
-            match error.interrupt() {
-                None | Some(Interrupt::TaskTimeout) => {
-                    log::warn!("channel: dropped {peer}: {error}");
+    #[track_caller]
+    pub fn accept(&self) -> impl Future<Output = io::Result<Connection<TcpStream>>> {
+        at_caller(async move {
+            loop {
+                let (stream, peer) = self.listener.accept().await?;
+                let mut connection = Connection::new(stream);
+                let Err(error) = self.welcome(&mut connection).await else {
+                    return Ok(connection);
+                };
+                match error.interrupt() {
+                    None | Some(Interrupt::TaskTimeout) => {
+                        log::warn!("channel: dropped {peer}: {error}");
+                    }
+                    Some(_) => return Err(error),
                 }
-                Some(_) => return Err(error),
             }
-        }
+        })
     }
 
     async fn welcome(&self, connection: &mut Connection<TcpStream>) -> io::Result<()> {
@@ -130,27 +135,30 @@ impl fmt::Debug for Channel {
 ///
 /// # Errors
 /// As [`TcpStream::connect`], but for a refused connection; `PermissionDenied` with an [`AuthenticationError`] inside if the keys differ.
-pub async fn connect(
+#[track_caller]
+pub fn connect(
     to: impl Into<Address>,
     key: Option<impl AsRef<[u8]>>,
-) -> io::Result<Connection<TcpStream>> {
-    let to = to.into();
-    let mut pause = PAUSE.0;
-    let stream = loop {
-        match TcpStream::connect(to.clone()).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                sleep(pause).await?;
-                pause = (pause * 2).min(PAUSE.1);
+) -> impl Future<Output = io::Result<Connection<TcpStream>>> {
+    at_caller(async move {
+        let to = to.into();
+        let mut pause = PAUSE.0;
+        let stream = loop {
+            match TcpStream::connect(to.clone()).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    sleep(pause).await?;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                outcome => break outcome?,
             }
-            outcome => break outcome?,
+        };
+        stream.set_nodelay(true)?;
+        let mut connection = Connection::new(stream);
+        if let Some(key) = key {
+            connection.authenticate_client(key.as_ref()).await?;
         }
-    };
-    stream.set_nodelay(true)?;
-    let mut connection = Connection::new(stream);
-    if let Some(key) = key {
-        connection.authenticate_client(key.as_ref()).await?;
-    }
-    Ok(connection)
+        Ok(connection)
+    })
 }
 
 /// Messages over a stream.
@@ -195,12 +203,15 @@ impl<S: Read> Connection<S> {
     /// # Errors
     /// Those of the stream; `UnexpectedEof` when the peer is gone; `InvalidData` if what comes is no message; `FileTooLarge`, with a [`TooLong`]
     /// inside, for a longer one, which is then skipped.
-    pub async fn recv(&mut self, limit: usize) -> io::Result<Vec<u8>> {
-        let size = self.next_size(limit).await?;
-        let mut message = vec![0; size];
-        self.stream.read_exact(&mut message).await?;
-        self.incoming = None;
-        Ok(message)
+    #[track_caller]
+    pub fn recv(&mut self, limit: usize) -> impl Future<Output = io::Result<Vec<u8>>> {
+        at_caller(async move {
+            let size = self.next_size(limit).await?;
+            let mut message = vec![0; size];
+            self.stream.read_exact(&mut message).await?;
+            self.incoming = None;
+            Ok(message)
+        })
     }
 
     /// Receives a message into the beginning of `buf`, and says how long it is (Curio's `recv_bytes_into`).
@@ -209,11 +220,14 @@ impl<S: Read> Connection<S> {
     ///
     /// # Errors
     /// As [`recv`](Self::recv), with the length of `buf` as the limit.
-    pub async fn recv_into(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let size = self.next_size(buf.len()).await?;
-        self.stream.read_exact(&mut buf[..size]).await?;
-        self.incoming = None;
-        Ok(size)
+    #[track_caller]
+    pub fn recv_into(&mut self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+        at_caller(async move {
+            let size = self.next_size(buf.len()).await?;
+            self.stream.read_exact(&mut buf[..size]).await?;
+            self.incoming = None;
+            Ok(size)
+        })
     }
 
     async fn next_size(&mut self, limit: usize) -> io::Result<usize> {
@@ -258,21 +272,24 @@ impl<S: Write> Connection<S> {
     /// # Errors
     /// Those of the stream, with the number of bytes that went before, of the message and the four before it; 0 means that it was not sent.
     /// `InvalidInput` if it is longer than 2 GiB.
-    pub async fn send(&mut self, message: &[u8]) -> Result<(), Incomplete> {
-        let size = i32::try_from(message.len()).map_err(|_| {
-            let text = format!("a message cannot have {} bytes", message.len());
-            Incomplete {
-                done: 0,
-                error: io::Error::new(io::ErrorKind::InvalidInput, text),
-            }
-        })?;
-        let none = |error| Incomplete { done: 0, error };
-        self.flush().await.map_err(none)?;
-        self.outgoing.extend_from_slice(&size.to_be_bytes());
-        self.outgoing.extend_from_slice(message);
-        let outcome = self.push().await;
-        let done = self.sent;
-        outcome.map_err(|error| Incomplete { done, error })
+    #[track_caller]
+    pub fn send(&mut self, message: &[u8]) -> impl Future<Output = Result<(), Incomplete>> {
+        at_caller(async move {
+            let size = i32::try_from(message.len()).map_err(|_| {
+                let text = format!("a message cannot have {} bytes", message.len());
+                Incomplete {
+                    done: 0,
+                    error: io::Error::new(io::ErrorKind::InvalidInput, text),
+                }
+            })?;
+            let none = |error| Incomplete { done: 0, error };
+            self.flush().await.map_err(none)?;
+            self.outgoing.extend_from_slice(&size.to_be_bytes());
+            self.outgoing.extend_from_slice(message);
+            let outcome = self.push().await;
+            let done = self.sent;
+            outcome.map_err(|error| Incomplete { done, error })
+        })
     }
 
     /// Sends the rest of a message that was interrupted, if there is one.
@@ -281,14 +298,17 @@ impl<S: Write> Connection<S> {
     ///
     /// # Errors
     /// Those of the stream.
-    pub async fn flush(&mut self) -> io::Result<()> {
-        if self.sent > 0 {
-            self.push().await?;
-        }
-        // Or else it has not begun.
-        self.outgoing.clear();
-        self.sent = 0;
-        Ok(())
+    #[track_caller]
+    pub fn flush(&mut self) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            if self.sent > 0 {
+                self.push().await?;
+            }
+            // Or else it has not begun.
+            self.outgoing.clear();
+            self.sent = 0;
+            Ok(())
+        })
     }
 
     async fn push(&mut self) -> io::Result<()> {
@@ -316,18 +336,24 @@ impl<S: Read + Write> Connection<S> {
     ///
     /// # Errors
     /// `PermissionDenied` with an [`AuthenticationError`] inside; those of the stream.
-    pub async fn authenticate_client(&mut self, key: &[u8]) -> io::Result<()> {
-        self.answer(key, Role::Client).await?;
-        self.challenge(key, Role::Server).await
+    #[track_caller]
+    pub fn authenticate_client(&mut self, key: &[u8]) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            self.answer(key, Role::Client).await?;
+            self.challenge(key, Role::Server).await
+        })
     }
 
     /// The other half of [`authenticate_client`](Self::authenticate_client).
     ///
     /// # Errors
     /// As [`authenticate_client`](Self::authenticate_client).
-    pub async fn authenticate_server(&mut self, key: &[u8]) -> io::Result<()> {
-        self.challenge(key, Role::Client).await?;
-        self.answer(key, Role::Server).await
+    #[track_caller]
+    pub fn authenticate_server(&mut self, key: &[u8]) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            self.challenge(key, Role::Client).await?;
+            self.answer(key, Role::Server).await
+        })
     }
 
     /// Lets the peer prove that it knows the key.

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
@@ -138,7 +139,46 @@ impl From<&'static str> for Reason {
     }
 }
 
-/// An error type that can carry an [`Interrupt`], so that timeouts and cancellation travel through it with `?`.
+/// An error type that can carry an [`Interrupt`], so that timeouts and cancellation travel through it with `?`. [`io::Error`] and the boxed `dyn Error`s are such,
+/// and one of your own is with a variant more:
+///
+/// ```
+/// use std::time::Duration;
+/// use kernel::{Interrupt, MaybeInterrupt, sleep, timeout_after};
+///
+/// #[derive(Debug)]
+/// enum OrderError {
+///     SoldOut,
+///     Interrupted(Interrupt),
+/// }
+///
+/// impl From<Interrupt> for OrderError {
+///     fn from(interrupt: Interrupt) -> Self {
+///         Self::Interrupted(interrupt)
+///     }
+/// }
+///
+/// impl MaybeInterrupt for OrderError {
+///     fn interrupt(&self) -> Option<&Interrupt> {
+///         match self {
+///             Self::Interrupted(interrupt) => Some(interrupt),
+///             Self::SoldOut => None,
+///         }
+///     }
+/// }
+///
+/// async fn order(pieces: u32) -> Result<(), OrderError> {
+///     sleep(Duration::from_millis(20)).await?;
+///     if pieces > 9 { Err(OrderError::SoldOut) } else { Ok(()) }
+/// }
+///
+/// # kernel::run(async {
+/// let late = timeout_after(Duration::from_millis(1), order(1)).await;
+/// assert!(matches!(late, Err(OrderError::Interrupted(Interrupt::TaskTimeout))));
+/// let refused = timeout_after(Duration::from_secs(60), order(10)).await;
+/// assert!(matches!(refused, Err(OrderError::SoldOut)));
+/// # }).unwrap();
+/// ```
 pub trait MaybeInterrupt: From<Interrupt> {
     /// The interrupt inside, if that is what this error is.
     fn interrupt(&self) -> Option<&Interrupt>;
@@ -171,6 +211,12 @@ impl MaybeInterrupt for io::Error {
 }
 
 impl MaybeInterrupt for Box<dyn std::error::Error> {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        Interrupt::find_in(&**self)
+    }
+}
+
+impl MaybeInterrupt for Box<dyn std::error::Error + Send + Sync> {
     fn interrupt(&self) -> Option<&Interrupt> {
         Interrupt::find_in(&**self)
     }
@@ -240,6 +286,15 @@ pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a value that is not text")
+}
+
+/// Drops what may panic at that. The payload of that panic is dropped too; what comes of it if that panics once more is leaked.
+pub(crate) fn drop_quietly<T>(value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value)))
+        && let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
+    {
+        std::mem::forget(again);
+    }
 }
 
 /// Why a kernel did not run.

@@ -12,7 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use crate::traps::poll_proceed;
+use crate::traps::{at_caller, poll_proceed};
 use crate::workers::run_in_thread;
 
 const CHUNK: usize = 64 * 1024;
@@ -143,16 +143,19 @@ impl File {
     ///
     /// # Errors
     /// Those of `read(2)`; an [`Interrupt`](crate::Interrupt).
-    pub async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let wanted = buf.len();
-        if wanted > 0 && !self.has(|unread| !unread.is_empty()).await {
-            self.call(move |inner| inner.fill(0, wanted)).await?;
-        }
-        let mut inner = lock(&self.inner);
-        let count = wanted.min(inner.unread().len());
-        buf[..count].copy_from_slice(&inner.unread()[..count]);
-        inner.start += count;
-        Ok(count)
+    #[track_caller]
+    pub fn read(&mut self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+        at_caller(async move {
+            let wanted = buf.len();
+            if wanted > 0 && !self.has(|unread| !unread.is_empty()).await {
+                self.call(move |inner| inner.fill(0, wanted)).await?;
+            }
+            let mut inner = lock(&self.inner);
+            let count = wanted.min(inner.unread().len());
+            buf[..count].copy_from_slice(&inner.unread()[..count]);
+            inner.start += count;
+            Ok(count)
+        })
     }
 
     /// Reads all that is left (Curio's `read()`, `readall`).
@@ -161,23 +164,27 @@ impl File {
     ///
     /// # Errors
     /// Those of `read(2)`; an [`Interrupt`](crate::Interrupt).
-    pub async fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
-        self.call(|inner| {
-            inner.compact();
-            inner.std.read_to_end(&mut inner.buffer)
+    #[track_caller]
+    pub fn read_to_end(&mut self) -> impl Future<Output = io::Result<Vec<u8>>> {
+        at_caller(async move {
+            self.call(|inner| {
+                inner.compact();
+                inner.std.read_to_end(&mut inner.buffer)
+            })
+            .await?;
+            let mut inner = lock(&self.inner);
+            let count = inner.unread().len();
+            Ok(inner.take(count))
         })
-        .await?;
-        let mut inner = lock(&self.inner);
-        let count = inner.unread().len();
-        Ok(inner.take(count))
     }
 
     /// As [`read_to_end`](Self::read_to_end), for text.
     ///
     /// # Errors
     /// As [`read_to_end`](Self::read_to_end); `InvalidData` if it is not UTF-8.
-    pub async fn read_to_string(&mut self) -> io::Result<String> {
-        text(self.read_to_end().await?)
+    #[track_caller]
+    pub fn read_to_string(&mut self) -> impl Future<Output = io::Result<String>> {
+        at_caller(async move { text(self.read_to_end().await?) })
     }
 
     /// Reads a line with its `\n`; at the end of the file, what is left, perhaps nothing.
@@ -186,40 +193,46 @@ impl File {
     ///
     /// # Errors
     /// Those of `read(2)`; an [`Interrupt`](crate::Interrupt); `InvalidData` if it is not UTF-8.
-    pub async fn read_line(&mut self) -> io::Result<String> {
-        let (mut searched, mut length) = (0, None);
-        loop {
-            let found = self.has(|unread| {
-                let end = unread[searched..].iter().position(|&byte| byte == b'\n');
-                length = end.map(|at| searched + at + 1);
-                searched = unread.len();
-                length.is_some()
-            });
-            if found.await || self.call(move |inner| inner.fill(searched, CHUNK)).await? == 0 {
-                break;
+    #[track_caller]
+    pub fn read_line(&mut self) -> impl Future<Output = io::Result<String>> {
+        at_caller(async move {
+            let (mut searched, mut length) = (0, None);
+            loop {
+                let found = self.has(|unread| {
+                    let end = unread[searched..].iter().position(|&byte| byte == b'\n');
+                    length = end.map(|at| searched + at + 1);
+                    searched = unread.len();
+                    length.is_some()
+                });
+                if found.await || self.call(move |inner| inner.fill(searched, CHUNK)).await? == 0 {
+                    break;
+                }
             }
-        }
-        let mut inner = lock(&self.inner);
-        let count = length.unwrap_or_else(|| inner.unread().len());
-        text(inner.take(count))
+            let mut inner = lock(&self.inner);
+            let count = length.unwrap_or_else(|| inner.unread().len());
+            text(inner.take(count))
+        })
     }
 
     /// The next line without its end, `\n` or `\r\n`; `None` at the end of the file. As [`read_line`](Self::read_line) otherwise.
     ///
     /// # Errors
     /// As [`read_line`](Self::read_line).
-    pub async fn next_line(&mut self) -> io::Result<Option<String>> {
-        let mut line = self.read_line().await?;
-        if line.is_empty() {
-            return Ok(None);
-        }
-        if line.ends_with('\n') {
-            line.pop();
-            if line.ends_with('\r') {
-                line.pop();
+    #[track_caller]
+    pub fn next_line(&mut self) -> impl Future<Output = io::Result<Option<String>>> {
+        at_caller(async move {
+            let mut line = self.read_line().await?;
+            if line.is_empty() {
+                return Ok(None);
             }
-        }
-        Ok(Some(line))
+            if line.ends_with('\n') {
+                line.pop();
+                if line.ends_with('\r') {
+                    line.pop();
+                }
+            }
+            Ok(Some(line))
+        })
     }
 
     /// Reads all lines that are left, without their ends (Curio's `readlines`).
@@ -228,9 +241,12 @@ impl File {
     ///
     /// # Errors
     /// As [`read_to_string`](Self::read_to_string).
-    pub async fn lines(&mut self) -> io::Result<Vec<String>> {
-        let text = self.read_to_string().await?;
-        Ok(text.lines().map(str::to_owned).collect())
+    #[track_caller]
+    pub fn lines(&mut self) -> impl Future<Output = io::Result<Vec<String>>> {
+        at_caller(async move {
+            let text = self.read_to_string().await?;
+            Ok(text.lines().map(str::to_owned).collect())
+        })
     }
 
     /// Writes as much of `data` as the system takes in one call, and says how much that was.

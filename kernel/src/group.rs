@@ -37,7 +37,47 @@ pub enum Wait<T> {
 ///
 /// If dropped, its members are cancelled, but not waited for.
 ///
-/// A task is a member of one group, once; a group that was joined is gone, and there are no results before that:
+/// What an error means is up to whoever has the group. Here a job that fails is tried once more, and a second failure is the end of all:
+///
+/// ```
+/// use kernel::{GroupError, Interrupt, TaskGroup, Wait};
+///
+/// #[derive(Debug)]
+/// enum JobError {
+///     Failed { job: u32, tries: u32 },
+///     Interrupted(Interrupt),
+/// }
+/// # impl From<Interrupt> for JobError {
+/// #     fn from(interrupt: Interrupt) -> Self { Self::Interrupted(interrupt) }
+/// # }
+///
+/// async fn work(job: u32, tries: u32) -> Result<u32, JobError> {
+///     // ...
+/// #   kernel::yield_now().await?;
+///     if job == 3 && tries == 1 { Err(JobError::Failed { job, tries }) } else { Ok(job * job) }
+/// }
+///
+/// # kernel::run(async {
+/// let mut group = TaskGroup::new(Wait::All);
+/// for job in 1..5 {
+///     group.spawn(work(job, 1));
+/// }
+/// let mut sum = 0;
+/// while let Some(done) = group.next_done().await? {
+///     match done.result {
+///         Ok(square) => sum += square,
+///         Err(GroupError::Failed(JobError::Failed { job, tries: 1 })) => drop(group.spawn(work(job, 2))),
+///         Err(error) => {
+///             eprintln!("{:?}: {error:?}", done.task);
+///             group.cancel_remaining().await?;
+///         }
+///     }
+/// }
+/// assert_eq!(sum, 1 + 4 + 9 + 16);
+/// # Ok::<_, Interrupt>(()) }).unwrap().unwrap();
+/// ```
+///
+/// A task is a member of one group, once; a group that was joined is gone, and there are no results before that. None of these compiles:
 ///
 /// ```compile_fail,E0382
 /// # fn adds_twice(task: kernel::Task<Result<i32, kernel::Interrupt>>) {

@@ -55,6 +55,32 @@
 //! long steps and panics. [`Builder::watchdog`] notices a task that does not let go, and a [`monitor`] answers from another thread meanwhile. What becomes of
 //! a task's panic is said with [`Builder::on_panic`].
 //!
+//! # Where to look
+//!
+//! | for | see |
+//! |---|---|
+//! | tasks, their ends and their groups | [`spawn`], [`Task`], [`group`], [`TaskGroup`], [`local`] |
+//! | time, timeouts, what must not be interrupted | [`sleep`], [`timeout_after`], [`ignore_after`], [`shield`] |
+//! | tasks that wait for each other, and for threads | [`sync`] |
+//! | sockets, servers, TLS, the resolver | [`net`] |
+//! | files, child processes, signals | [`fs`], [`process`], [`signal`] |
+//! | what would block or computes for long | [`run_in_thread`], [`run_in_process`], [`thread`] |
+//! | futures of other libraries | awaited as they are; [`interruptible`] and [`drop_after`] bound them; `net::Polled` lends them sockets |
+//! | other runtimes and event loops | [`Remote::spawn`], [`sync::UniversalQueue`], [`Kernel::turn`] |
+//! | tests | [`VirtualClock`], [`wait_until_idle`] |
+//!
+//! # Features
+//!
+//! None is on by itself.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `channel` | `channel`: messages between processes that know the same key |
+//! | `futures-io` | `net::Polled` as `AsyncRead` and `AsyncWrite` |
+//! | `hyper` | `net::hyper`: HTTP with hyper 1.x |
+//! | `resolver` | more of `net::resolve` than the addresses of a name |
+//! | `tls` | `net::tls`: TLS by rustls |
+//!
 //! # As a guest
 //!
 //! A kernel need not own the loop: [`Kernel::turn`] makes one pass and tells the next deadline, and the kernel's descriptor

@@ -43,7 +43,7 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use crate::error::panic_text;
+use crate::error::{drop_quietly, panic_text};
 use crate::traps::call;
 
 /// A value of which each task has its own; see [the module](self). Most often a `static`.
@@ -303,7 +303,7 @@ impl Locals {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self))) {
             let text = panic_text(&*panic);
             log::error!("panic while a task-local value was dropped: {text}");
-            std::mem::forget(panic);
+            drop_quietly(panic);
         }
     }
 }

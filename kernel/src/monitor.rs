@@ -11,7 +11,7 @@
 //! | `signal NAME` | sends this process a signal, such as `SIGTERM` |
 //! | `help`, `exit` | |
 //!
-//! It reads the kernel's [`Board`] and asks the kernel nothing, so it answers also while a task spins and all others stand still, which is when one wants to
+//! It reads a board that the kernel keeps and asks the kernel nothing, so it answers also while a task spins and all others stand still, which is when one wants to
 //! know. What a task does is shown as of the end of its last step. A cancellation alone must reach the kernel's thread, which sees to it between two steps.
 //!
 //! There is no password. It listens on this machine only, at a loopback address or a Unix socket; whoever may connect there can cancel tasks and

@@ -8,7 +8,6 @@ use std::ffi::OsStr;
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::process::{self, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +20,7 @@ use crate::cancel::shield;
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::net::Io;
 use crate::time::sleep;
-use crate::traps::Direction;
+use crate::traps::{Direction, at_caller};
 
 /// Our end of a pipe that a child writes to.
 pub type ReadPipe = Io<io::PipeReader>;
@@ -137,28 +136,37 @@ impl Command {
     ///
     /// # Errors
     /// [`ProcessError::Stopped`] if it could not be started or was not waited for, with the output so far.
-    pub async fn output(&mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        let stdin = if input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        };
-        self.stdin(stdin);
-        self.stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.spawn()?.communicate(input).await
+    #[track_caller]
+    pub fn output(&mut self, input: &[u8]) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            let stdin = if input.is_empty() {
+                Stdio::null()
+            } else {
+                Stdio::piped()
+            };
+            self.stdin(stdin);
+            self.stdout(Stdio::piped()).stderr(Stdio::piped());
+            self.spawn()?.communicate(input).await
+        })
     }
 
     /// As [`output`](Self::output), where not to succeed is an error too (Curio's `check_output`).
     ///
     /// # Errors
     /// As [`output`](Self::output); [`ProcessError::Failed`] if the child did not end with success.
-    pub async fn check_output(&mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        let output = self.output(input).await?;
-        if output.status.success() {
-            Ok(output)
-        } else {
-            Err(ProcessError::Failed(output))
-        }
+    #[track_caller]
+    pub fn check_output(
+        &mut self,
+        input: &[u8],
+    ) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            let output = self.output(input).await?;
+            if output.status.success() {
+                Ok(output)
+            } else {
+                Err(ProcessError::Failed(output))
+            }
+        })
     }
 }
 
@@ -203,14 +211,13 @@ impl Child {
     /// As [`Source::ready_op`](crate::traps::Source::ready_op), with those of `waitpid(2)`.
     #[track_caller]
     pub fn wait(&self) -> impl Future<Output = io::Result<ExitStatus>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             if let Some(end) = &self.end {
                 let exited = |_: &_| {
                     self.try_wait()?
                         .ok_or_else(|| io::ErrorKind::WouldBlock.into())
                 };
-                return end.ready_op(Direction::Read, exited).called_at(at).await;
+                return end.ready_op(Direction::Read, exited).await;
             }
             let mut pause = Duration::from_millis(1);
             loop {
@@ -220,7 +227,7 @@ impl Child {
                 sleep(pause).await?;
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
-        }
+        })
     }
 
     /// How it ended, if it has; then it is reaped.
@@ -262,36 +269,42 @@ impl Child {
     ///
     /// # Errors
     /// [`ProcessError::Stopped`], with the output so far.
-    pub async fn communicate(mut self, input: &[u8]) -> Result<Output, ProcessError> {
-        self.kill_on_drop = true;
-        let (stdin, readers) = (self.stdin.take(), (self.stdout.take(), self.stderr.take()));
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let talk = async {
-            let feed = pin!(feed(stdin, input));
-            let out = pin!(drain(readers.0.as_ref(), &mut stdout));
-            let err = pin!(drain(readers.1.as_ref(), &mut stderr));
-            all([Some(feed), Some(out), Some(err)]).await?;
-            self.wait().await
-        };
-        match talk.await {
-            Ok(status) => Ok(Output {
-                status,
-                stdout,
-                stderr,
-            }),
-            Err(error) => {
-                self.put_to_rest().await;
-                // What it had written before it was killed.
-                for (pipe, output) in [(readers.0, &mut stdout), (readers.1, &mut stderr)] {
-                    let _would_block = pipe.map(|pipe| pipe.as_std().read_to_end(output));
-                }
-                Err(ProcessError::Stopped {
-                    error,
+    #[track_caller]
+    pub fn communicate(
+        mut self,
+        input: &[u8],
+    ) -> impl Future<Output = Result<Output, ProcessError>> {
+        at_caller(async move {
+            self.kill_on_drop = true;
+            let (stdin, readers) = (self.stdin.take(), (self.stdout.take(), self.stderr.take()));
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            let talk = async {
+                let feed = pin!(feed(stdin, input));
+                let out = pin!(drain(readers.0.as_ref(), &mut stdout));
+                let err = pin!(drain(readers.1.as_ref(), &mut stderr));
+                all([Some(feed), Some(out), Some(err)]).await?;
+                self.wait().await
+            };
+            match talk.await {
+                Ok(status) => Ok(Output {
+                    status,
                     stdout,
                     stderr,
-                })
+                }),
+                Err(error) => {
+                    self.put_to_rest().await;
+                    // What it had written before it was killed.
+                    for (pipe, output) in [(readers.0, &mut stdout), (readers.1, &mut stderr)] {
+                        let _would_block = pipe.map(|pipe| pipe.as_std().read_to_end(output));
+                    }
+                    Err(ProcessError::Stopped {
+                        error,
+                        stdout,
+                        stderr,
+                    })
+                }
             }
-        }
+        })
     }
 
     /// Kills and reaps it, whatever interrupts come.
@@ -329,7 +342,7 @@ impl Drop for Child {
 #[non_exhaustive]
 pub enum ProcessError {
     /// It ended by itself, without success (Curio's `CalledProcessError`).
-    #[error("the child failed: {}", .0.status)]
+    #[error("the child failed: {}{}", .0.status, last_words(&.0.stderr))]
     Failed(Output),
     /// It could not be started, or was killed because the caller was interrupted or a pipe broke.
     #[error("{error}")]
@@ -342,6 +355,18 @@ pub enum ProcessError {
         /// The errors it had written until then.
         stderr: Vec<u8>,
     },
+}
+
+/// The last line of what a child wrote to its errors, which most often says what is wrong.
+fn last_words(stderr: &[u8]) -> String {
+    let mut lines = stderr.rsplit(|&byte| byte == b'\n');
+    match lines.find(|line| !line.trim_ascii().is_empty()) {
+        None => String::new(),
+        Some(line) => {
+            let line = String::from_utf8_lossy(&line[..line.len().min(400)]);
+            format!(": {}", line.trim())
+        }
+    }
 }
 
 impl From<io::Error> for ProcessError {
@@ -450,4 +475,32 @@ fn reap_orphans() {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .retain(|&pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_failed_is_quoted() {
+        for (stderr, text) in [
+            ("", "the child failed: exit status: 3"),
+            (" \n\n", "the child failed: exit status: 3"),
+            (
+                "looking\r\nno such host \r\n\n",
+                "the child failed: exit status: 3: no such host",
+            ),
+        ] {
+            let status = Command::new("sh")
+                .as_std_mut()
+                .args(["-c", "exit 3"])
+                .status();
+            let failed = ProcessError::Failed(Output {
+                status: status.unwrap(),
+                stdout: Vec::new(),
+                stderr: stderr.into(),
+            });
+            assert_eq!(failed.to_string(), text);
+        }
+    }
 }

@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::task::{TaskRef, spawn};
-use crate::traps::{Direction, Lot, ReadyOp, Source, WaitKind, sched_wait, sched_wake};
+use crate::traps::{Direction, Lot, ReadyOp, Source, WaitKind, at_caller, sched_wait, sched_wake};
 
 /// Signals, in the order in which they are seen (Curio's `SignalQueue`). Several queues, of several kernels, each get every signal.
 ///
@@ -90,6 +91,37 @@ impl SignalQueue {
 }
 
 /// Is set by the first of its signals, and stays set (Curio's `SignalEvent`). Any number of tasks may wait for it.
+///
+/// A server that takes its leave when it is told to: each client's handler is interrupted where it waits, and may say goodbye before the program ends.
+///
+/// ```
+/// use kernel::net::{Server, TcpStream};
+/// use kernel::signal::{SIGINT, SIGTERM, SignalEvent};
+/// use kernel::spawn;
+/// use std::io;
+///
+/// async fn serve(client: TcpStream) -> io::Result<()> {
+///     let mut buf = [0; 1024];
+///     let ended = loop {
+///         match client.read(&mut buf).await {
+///             Ok(0) => return Ok(()),
+///             Ok(n) => client.write_all(&buf[..n]).await?,
+///             Err(error) => break error, // also an interrupt
+///         }
+///     };
+///     client.write_all(b"goodbye\n").await?;
+///     Err(ended)
+/// }
+///
+/// # kernel::run(async {
+/// let stop = SignalEvent::new(&[SIGINT, SIGTERM])?;
+/// let server = spawn(Server::new().tcp("127.0.0.1:0", serve));
+/// # let pid = std::process::id().to_string();
+/// # assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status()?.success());
+/// stop.wait().await?;
+/// server.cancel().await?; // and waits until all clients have ended
+/// # io::Result::Ok(()) }).unwrap().unwrap();
+/// ```
 #[derive(Debug)]
 pub struct SignalEvent {
     state: Rc<EventState>,
@@ -126,12 +158,15 @@ impl SignalEvent {
     ///
     /// # Errors
     /// An [`Interrupt`](crate::Interrupt).
-    pub async fn wait(&self) -> Result<(), crate::Interrupt> {
-        while !self.is_set() {
-            self.ensure_watcher();
-            sched_wait(&self.state.waiting, WaitKind::Event).await?;
-        }
-        Ok(())
+    #[track_caller]
+    pub fn wait(&self) -> impl Future<Output = Result<(), crate::Interrupt>> {
+        at_caller(async move {
+            while !self.is_set() {
+                self.ensure_watcher();
+                sched_wait(&self.state.waiting, WaitKind::Event).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Whether one of the signals has come since it was made or cleared.

@@ -217,6 +217,7 @@ pub struct Join<'a, T> {
 impl<T> Future for Join<'_, T> {
     type Output = Result<T, JoinError>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         ready!(self.wait.poll(cx))?;
         Poll::Ready(self.handle.take().expect("the task has ended"))

@@ -54,16 +54,27 @@ pub const fn sleep_until(at: Instant) -> SleepUntil {
 /// Cancellation point: as the body. If dropped, the body is dropped and the deadline gone.
 ///
 /// # Errors
-/// Those of the body. When this block's deadline interrupted it, an error that carries [`Interrupt::TaskTimeout`]; that of an enclosing
-/// block, [`Interrupt::TimeoutCancellation`]; see the [module](self).
+/// Those of the body. When this block's deadline interrupted it, an error that carries [`Interrupt::TaskTimeout`].
+///
+/// Blocks nest: the earliest deadline fires, the block it belongs to reports `TaskTimeout`, and the ones inside it report [`Interrupt::TimeoutCancellation`], so that
+/// each knows whether its own time was up. A `TaskTimeout` that leaves its block unhandled is [`Interrupt::UncaughtTimeout`] from the next block on,
+/// lest that be taken for its own.
 ///
 /// ```
 /// use std::time::Duration;
 /// use kernel::{Interrupt, sleep, timeout_after};
 ///
 /// # kernel::run(async {
-/// let late = timeout_after(Duration::from_millis(5), sleep(Duration::from_secs(60))).await;
+/// let minute = Duration::from_secs(60);
+/// let late = timeout_after(Duration::from_millis(5), sleep(minute)).await;
 /// assert_eq!(late, Err(Interrupt::TaskTimeout));
+///
+/// let outer = timeout_after(Duration::from_millis(5), async {
+///     let inner = timeout_after(minute, sleep(2 * minute)).await;
+///     assert_eq!(inner, Err(Interrupt::TimeoutCancellation));
+///     inner
+/// });
+/// assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
 /// # }).unwrap();
 /// ```
 pub fn timeout_after<T, E, F>(duration: impl Into<Option<Duration>>, body: F) -> Bounded<F>
@@ -137,16 +148,32 @@ fn ignore<T, E: MaybeInterrupt>(outcome: Result<T, E>) -> Result<Option<T>, E> {
 /// Cancellation point: no; the body may have some. A cancellation or timeout of the task does not end the wait, it stays pending.
 ///
 /// If dropped, the body is dropped and the deadline gone.
-pub async fn drop_after<F: Future>(duration: Duration, body: F) -> Option<F::Output> {
-    let mut body = std::pin::pin!(body);
-    let mut limit = std::pin::pin!(shield(sleep(duration)));
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(value) = body.as_mut().poll(cx) {
-            return Poll::Ready(Some(value));
-        }
-        limit.as_mut().poll(cx).map(|_| None)
-    })
-    .await
+///
+/// ```
+/// use std::time::Duration;
+/// use kernel::drop_after;
+///
+/// # kernel::run(async {
+/// let never = std::future::pending::<()>();
+/// assert!(drop_after(Duration::from_millis(1), never).await.is_none());
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub fn drop_after<F: Future>(
+    duration: Duration,
+    body: F,
+) -> impl Future<Output = Option<F::Output>> {
+    let limit = shield(sleep(duration));
+    async move {
+        let (mut body, mut limit) = (std::pin::pin!(body), std::pin::pin!(limit));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(value) = body.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            limit.as_mut().poll(cx).map(|_| None)
+        })
+        .await
+    }
 }
 
 #[derive(Debug)]

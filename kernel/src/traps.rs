@@ -48,9 +48,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use pin_project_lite::pin_project;
+
 use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
-use crate::runtime::{self, BodyRef, Core, NIL, Outlook, Phase, SourceId, State, Verdict, nanos};
+use crate::runtime::{
+    self, BodyRef, Core, NIL, NoteState, Outlook, Phase, SourceId, State, Verdict, nanos,
+};
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
 pub use crate::runtime::{Completer, Direction, Remote, Ring, WaitKind};
@@ -70,6 +74,9 @@ fn running<R>(f: impl FnOnce(&Core) -> R) -> R {
 fn no_kernel() -> ! {
     panic!("no kernel runs on this thread: traps work inside `kernel::run` or `Kernel::turn`")
 }
+
+/// In place of a node's number: the join is noted, see `runtime::joins`.
+const NOTED: u32 = NIL - 1;
 
 /// A place in some queue of the kernel, held by a leaf future from its first poll to its last.
 #[derive(Debug)]
@@ -97,11 +104,50 @@ impl Wait {
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
+        open: impl FnMut(&mut State) -> Option<u32>,
     ) -> Poll<Result<bool, Interrupt>> {
         if self.node == NIL {
-            return self.arm(cx, open);
+            self.arm(cx, false, open)?;
+            return Poll::Pending;
         }
+        self.poll_armed(cx)
+    }
+
+    /// The first poll. Saves no registers either: there is no call in it but for those that end it.
+    #[inline(never)]
+    fn arm(
+        &mut self,
+        cx: &Context<'_>,
+        is_shielded: bool,
+        mut open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<(), Interrupt> {
+        running(|core| {
+            let Some(node) = core.open_wait(is_shielded, &mut open) else {
+                return self.arm_with_care(core, cx, open);
+            };
+            (self.node, self.kernel) = (node, core.serial);
+            if core.is_own(cx.waker()) {
+                return Ok(());
+            }
+            self.keep_waker(core, cx.waker());
+            Ok(())
+        })
+    }
+
+    #[cold]
+    fn arm_with_care(
+        &mut self,
+        core: &Core,
+        cx: &Context<'_>,
+        open: impl FnMut(&mut State) -> Option<u32>,
+    ) -> Result<(), Interrupt> {
+        core.make_way()?;
+        self.arm(cx, true, open)
+    }
+
+    /// Any other.
+    #[inline(always)]
+    fn poll_armed(&mut self, cx: &Context<'_>) -> Poll<Result<bool, Interrupt>> {
         if self.collect() {
             return Poll::Ready(Ok(true));
         }
@@ -117,21 +163,6 @@ impl Wait {
             self.node = NIL;
         }
         has_fired
-    }
-
-    #[inline(never)]
-    fn arm(
-        &mut self,
-        cx: &Context<'_>,
-        open: impl FnOnce(&mut State) -> u32,
-    ) -> Poll<Result<bool, Interrupt>> {
-        running(|core| {
-            (self.node, self.kernel) = (core.open_wait(open)?, core.serial);
-            if !core.is_own(cx.waker()) {
-                self.keep_waker(core, cx.waker());
-            }
-            Poll::Pending
-        })
     }
 
     /// Goes on with a wait that was not fired.
@@ -193,6 +224,69 @@ impl Wait {
 
     const fn is_armed(&self) -> bool {
         self.node != NIL
+    }
+
+    /// Whether it waits for a task's end without a node.
+    const fn is_noted(&self) -> bool {
+        self.node == NOTED
+    }
+
+    /// Waits for the end of `body`'s task. Mostly this is the first poll and all there is to it, see `runtime::joins`.
+    #[inline(never)]
+    fn poll_join(
+        &mut self,
+        cx: &Context<'_>,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Poll<Result<(), Interrupt>> {
+        let is_first = !self.is_armed() && body.is_live();
+        if is_first && let Some(kernel) = running(|core| core.note_join(cx.waker(), body, at)) {
+            (self.node, self.kernel) = (NOTED, kernel);
+            return Poll::Pending;
+        }
+        self.poll_join_with_care(cx, body, at)
+    }
+
+    #[cold]
+    fn poll_join_with_care(
+        &mut self,
+        cx: &Context<'_>,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Poll<Result<(), Interrupt>> {
+        if self.is_noted() {
+            match self.look_at_note(cx, body)? {
+                NoteState::Waits => return Poll::Pending,
+                NoteState::Ended => return Poll::Ready(Ok(())),
+                NoteState::Gone => {}
+            }
+        } else if !self.is_armed() && !body.is_live() {
+            return Poll::Ready(Ok(()));
+        }
+        let fired = self.poll(cx, |state| state.open_join(body, at));
+        fired.map_ok(|_| ())
+    }
+
+    /// Goes on with a noted join; it is idle if it does not wait any more.
+    fn look_at_note(&mut self, cx: &Context<'_>, body: &BodyRef) -> Result<NoteState, Interrupt> {
+        let note = running(|core| {
+            assert!(
+                self.kernel == core.serial,
+                "a future that waits in one kernel was polled in another"
+            );
+            let is_own = core.is_own(cx.waker());
+            core.with(|state| state.look_at_note(body, is_own))
+        });
+        if note != Ok(NoteState::Waits) {
+            self.forget();
+        }
+        note
+    }
+
+    #[inline(never)]
+    fn drop_note(&mut self, body: &BodyRef) {
+        runtime::with_kernel(self.kernel, |core| core.with(|state| state.drop_note(body)));
+        self.forget();
     }
 
     /// Its node was freed by whoever fired it.
@@ -397,9 +491,7 @@ impl Future for Sleep {
                 }
                 woken(answer)
             }
-            Nap::Begun(wait) if wait.is_armed() => {
-                woken(wait.poll(cx, |_| unreachable!("it is armed")))
-            }
+            Nap::Begun(wait) if wait.is_armed() => woken(wait.poll_armed(cx)),
             Nap::Begun(_) => Poll::Ready(Ok(call::clock())),
         }
     }
@@ -478,6 +570,47 @@ fn requeue_with_care(waker: &Waker) -> Poll<Result<(), Interrupt>> {
 /// A parking lot: a FIFO queue of tasks (Curio's `SchedFIFO`), what [`sched_wait`] waits in and [`sched_wake`] wakes from.
 ///
 /// Belongs to the kernel in which a task first waits in it, until that ends. Dropping it wakes those who still wait.
+///
+/// Enough for a primitive of one's own, here a gate that lets tasks pass while it is open:
+///
+/// ```
+/// use kernel::traps::{Lot, WaitKind, sched_wait, sched_wake};
+/// use kernel::{Interrupt, spawn, wait_until_idle};
+/// use std::{cell::Cell, rc::Rc};
+///
+/// #[derive(Default)]
+/// struct Gate {
+///     is_open: Cell<bool>,
+///     waiting: Lot,
+/// }
+///
+/// impl Gate {
+///     /// Cancellation point: only if the gate is closed.
+///     async fn pass(&self) -> Result<(), Interrupt> {
+///         while !self.is_open.get() {
+///             sched_wait(&self.waiting, WaitKind::Custom).await?;
+///         }
+///         Ok(())
+///     }
+///
+///     fn open(&self) {
+///         self.is_open.set(true);
+///         sched_wake(&self.waiting, usize::MAX);
+///     }
+/// }
+///
+/// # kernel::run(async {
+/// let gate = Rc::new(Gate::default());
+/// let guest = spawn({
+///     let gate = gate.clone();
+///     async move { gate.pass().await }
+/// });
+/// wait_until_idle().await.unwrap();
+/// assert!(!guest.is_terminated());
+/// gate.open();
+/// guest.join().await.unwrap().unwrap();
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Lot {
     id: Cell<u32>,
@@ -610,9 +743,9 @@ impl Future for SchedWait<'_> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
             let lot = this.lot.open(state);
-            let node = state.open_wait(this.kind, 0, this.at);
+            let node = state.open_wait(this.kind, 0, this.at)?;
             state.nodes.park(node, lot);
-            node
+            Some(node)
         });
         fired.map_ok(|_| ())
     }
@@ -696,20 +829,21 @@ impl<B: Borrow<BodyRef>> JoinPlace<B> {
             self.wait.forget();
             return Poll::Ready(Ok(()));
         }
-        if !self.wait.is_armed() && !body.is_live() {
-            return Poll::Ready(Ok(()));
-        }
-        let at = self.at;
-        let fired = self.wait.poll(cx, |state| state.open_join(body, at));
-        fired.map_ok(|_| ())
+        self.wait.poll_join(cx, body, self.at)
     }
 }
 
 impl<B: Borrow<BodyRef>> Drop for JoinPlace<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.wait.is_armed() && self.body.borrow().has_freed_joiners() {
+        if !self.wait.is_armed() {
+            return;
+        }
+        let body = self.body.borrow();
+        if body.has_freed_joiners() {
             self.wait.forget();
+        } else if self.wait.is_noted() {
+            self.wait.drop_note(body);
         }
     }
 }
@@ -741,9 +875,9 @@ impl Future for IdleWait {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let fired = this.wait.poll(cx, |state| {
-            let node = state.open_wait(WaitKind::Idle, 0, this.at);
+            let node = state.open_wait(WaitKind::Idle, 0, this.at)?;
             state.nodes.park(node, state.idle);
-            node
+            Some(node)
         });
         fired.map_ok(|_| ())
     }
@@ -753,6 +887,28 @@ impl Future for IdleWait {
 /// can come too early; if an interrupt is pending it is not called at all.
 ///
 /// Cancellation point: yes. If dropped, a later answer does nothing.
+///
+/// ```
+/// use kernel::traps::future_wait;
+///
+/// # kernel::run(async {
+/// // Somebody else's thread, with a callback.
+/// fn ask(callback: impl FnOnce(u32) + Send + 'static) {
+///     std::thread::spawn(move || callback(42));
+/// }
+///
+/// let (sender, answer) = std::sync::mpsc::channel();
+/// future_wait(|completer| {
+///     ask(move |value| {
+///         sender.send(value).unwrap();
+///         completer.complete();
+///     })
+/// })
+/// .await
+/// .unwrap();
+/// assert_eq!(answer.try_recv(), Ok(42));
+/// # }).unwrap();
+/// ```
 #[track_caller]
 pub fn future_wait<F: FnOnce(Completer)>(start: F) -> FutureWait<F> {
     FutureWait {
@@ -789,9 +945,9 @@ impl<F: FnOnce(Completer)> Future for FutureWait<F> {
         let mut ticket = None;
         let fired = this.wait.poll(cx, |state| {
             assert!(this.start.is_some(), "polled after it was ready");
-            let node = state.open_wait(WaitKind::Remote, 0, this.at);
+            let node = state.open_wait(WaitKind::Remote, 0, this.at)?;
             ticket = Some(state.arm_remote(node));
-            node
+            Some(node)
         });
         if let (Some(ticket), Some(start)) = (ticket, this.start.take()) {
             start(Completer::new(running(Core::sender), ticket));
@@ -824,6 +980,77 @@ impl ForeignWait {
             Poll::Ready(Err(interrupt)) => Poll::Ready(interrupt),
             Poll::Ready(Ok(_)) => unreachable!("nothing fires a foreign wait"),
             Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+pin_project! {
+    /// A future whose waits are said to be where it was made; made by [`at_caller`].
+    #[derive(Debug)]
+    #[must_use = "a future does nothing until it is awaited"]
+    pub struct AtCaller<F> {
+        at: &'static Location<'static>,
+        #[pin]
+        future: F,
+    }
+}
+
+/// Has the task dump say that a task which waits in `future` waits at the caller. For a primitive that makes several traps in an `async` block: where the block
+/// was awaited is not known in there, so the traps would be said to be inside the primitive. Of several, one in the other, the outermost counts.
+///
+/// ```
+/// use kernel::{Interrupt, sleep, spawn, wait_until_idle};
+/// use std::{future::Future, time::Duration};
+///
+/// #[track_caller]
+/// fn nap_twice() -> impl Future<Output = Result<(), Interrupt>> {
+///     kernel::traps::at_caller(async {
+///         sleep(Duration::from_secs(1)).await?;
+///         sleep(Duration::from_secs(1)).await.map(drop)
+///     })
+/// }
+///
+/// # kernel::run(async {
+/// let (task, here) = (spawn(async { nap_twice().await }), line!());
+/// wait_until_idle().await.unwrap();
+/// let (_, at) = task.info().unwrap().waits[0];
+/// assert_eq!(at.line(), here);
+/// # }).unwrap();
+/// ```
+#[track_caller]
+pub const fn at_caller<F: Future>(future: F) -> AtCaller<F> {
+    let at = Location::caller();
+    AtCaller { at, future }
+}
+
+impl<F: Future> Future for AtCaller<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _calling = Calling::from(this.at);
+        this.future.poll(cx)
+    }
+}
+
+/// While it lives, waits are said to be where the outermost call came from. Dropped, also by a panic, that is over.
+struct Calling {
+    is_outermost: bool,
+}
+
+impl Calling {
+    fn from(at: &'static Location<'static>) -> Self {
+        let enter = |core: &Core| core.with(|state| state.enter_call(at));
+        Self {
+            is_outermost: runtime::with_current(|core| core.is_some_and(enter)),
+        }
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            running(|core| core.with(State::leave_call));
         }
     }
 }

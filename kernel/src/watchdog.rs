@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
-use crate::error::panic_text;
+use crate::error::{drop_quietly, panic_text};
 use crate::runtime::{Board, Step};
 use crate::task::TaskId;
 
@@ -77,7 +77,7 @@ impl Watchdog {
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| report(&stuck))) {
                     let text = panic_text(&*panic);
                     log::error!("the watchdog's callback panicked; the watchdog ends: {text}");
-                    std::mem::forget(panic);
+                    drop_quietly(panic);
                     return;
                 }
             }

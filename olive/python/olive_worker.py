@@ -105,7 +105,7 @@ def resolve(path, entries):
                 break
     else:
         if any(allowed(entries, ".".join(parts[:cut])) for cut in range(1, len(parts))):
-            raise NotRegistered("there is no module for %r; looked for it in %s" % (path, ":".join(p or "." for p in sys.path)))
+            raise NotRegistered("there is no module for %r; looked for it in %s; olive_worker_path adds folders" % (path, ":".join(p or "." for p in sys.path)))
         raise refused
     for part in parts[cut:]:
         try:
@@ -113,7 +113,9 @@ def resolve(path, entries):
         except AttributeError:
             near = closest(part, vars(found)) if isinstance(found, (types.ModuleType, type)) else None
             hint = " - did you mean %r?" % ".".join(parts[:cut] + [near]) if near else ""
-            raise NotRegistered("there is no function %r%s" % (path, hint)) from None
+            file = getattr(sys.modules.get(name), "__file__", None)
+            place = " in %s" % file if file else ""
+            raise NotRegistered("there is no function %r%s%s" % (path, place, hint)) from None
     if not callable(found):
         raise NotRegistered("%r is not a function" % path)
     home = getattr(found, "__module__", None)
@@ -156,11 +158,17 @@ def builtin_tasks():
     return module
 
 
-def failure(error, skip=0):
-    """The fields of a failure: what was raised, with the traceback below the worker's own frames."""
+def is_users(trace):
+    """Whether this line of a traceback is the user's, not this file's or that of the import machinery."""
+    file = trace.tb_frame.f_code.co_filename
+    return file not in (is_users.__code__.co_filename, importlib.__file__) and not file.startswith("<frozen importlib")
+
+
+def failure(error):
+    """The fields of a failure: what was raised, with the traceback from the user's first line on."""
     trace = error.__traceback__
-    for _ in range(skip):
-        trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+    while trace is not None and not is_users(trace):
+        trace = trace.tb_next
     try:
         message = str(error)
     except Exception as inner:  # a broken __str__ is no reason to lose the failure
@@ -240,7 +248,7 @@ def run(head, blob, entries, max_frame):
         caught = error
     finally:
         _current = None
-    fields = failure(caught, skip=2)
+    fields = failure(caught)
     if isinstance(caught, (NotAllowed, NotRegistered)):
         fields["module"], fields["trace"] = "celery.exceptions" if verdict == "not_registered" else "olive.exceptions", ""
     return dict(fields, op="fail", tid=tid, verdict=verdict, after=after), b""
@@ -317,7 +325,7 @@ def main():
             if import_module(name) is None:
                 raise ModuleNotFoundError("No module named %r" % name, name=name)
         except BaseException as error:
-            channel.send({"op": "unfit", "trace": "importing %s: %s" % (name, failure(error, skip=1)["trace"])})
+            channel.send({"op": "unfit", "trace": "importing %s: %s" % (name, failure(error)["trace"])})
             return
     channel.send({"op": "ready"})
 

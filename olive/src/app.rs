@@ -416,11 +416,25 @@ pub(crate) async fn connect(config: &Config, name: &str) -> Result<Connection, E
         match error {
             client::Error::Connect { tried, .. } => Error::Unreachable {
                 url,
-                cause: tried.join("; "),
+                cause: match &tried[..] {
+                    // Its host is in the address.
+                    [only] => only
+                        .split_once(": ")
+                        .map_or(&only[..], |(_, why)| why)
+                        .to_owned(),
+                    several => several.join("; "),
+                },
             },
             client::Error::LoginRefused { user, reason, .. } => Error::LoginRefused {
+                url,
                 user,
                 cause: reason.code.name().to_owned(),
+            },
+            client::Error::VirtualHost { name, reason, .. } => Error::Broker {
+                url,
+                cause: format!(
+                    "it does not open the virtual host {name:?} ({reason}); the last part of olive_amqp_url names it, %2F is the usual one"
+                ),
             },
             _ => Error::Broker { url, cause },
         }

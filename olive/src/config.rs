@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::registry::nearest;
 use crate::retry::Policy;
 use crate::topology;
 
@@ -327,10 +326,27 @@ impl Config {
     }
 
     fn unknown(&self, what: &str, name: &str) -> String {
-        let near = nearest(&name.to_lowercase(), SETTINGS.iter().map(|s| s.name));
-        let hint = near.map_or(String::new(), |near| format!(" — did you mean {near}?"));
-        format!("{what} {name} is not known{hint}")
+        match nearest_setting(&name.to_lowercase()) {
+            Some(near) => format!("{what} {name} is not known — did you mean {near}?"),
+            None => format!("{what} {name} is not known; `olive config` prints those that are"),
+        }
     }
+}
+
+/// Names that begin alike have that in common with many: the rest must be alike.
+fn nearest_setting(name: &str) -> Option<&'static str> {
+    let rest = |setting: &'static str| {
+        let words = name.split('_').zip(setting.split('_'));
+        let shared = words.take_while(|(a, b)| a == b).map(|(a, _)| a.len() + 1);
+        let shared = shared.sum::<usize>().min(name.len()).min(setting.len());
+        strsim::normalized_damerau_levenshtein(&name[shared..], &setting[shared..])
+    };
+    SETTINGS
+        .iter()
+        .map(|setting| (rest(setting.name), setting.name))
+        .filter(|(likeness, _)| *likeness > 0.6)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, near)| near)
 }
 
 fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
@@ -828,6 +844,8 @@ mod tests {
         let c = load(
             &[
                 ("olive_amqp_qps", "1"),
+                ("olive_worker_nmu", "1"),
+                ("olive_wroker_allow", "jobs"),
                 ("OLIVE_WORKER_FD", "3"),
                 ("HOME", "/"),
             ],
@@ -836,7 +854,11 @@ mod tests {
         .unwrap();
         assert_eq!(
             c.warnings(),
-            ["environment variable olive_amqp_qps is not known — did you mean olive_amqp_qos?"]
+            [
+                "environment variable olive_amqp_qps is not known — did you mean olive_amqp_qos?",
+                "environment variable olive_worker_nmu is not known; `olive config` prints those that are",
+                "environment variable olive_wroker_allow is not known — did you mean olive_worker_allow?",
+            ]
         );
     }
 

@@ -11,7 +11,7 @@ pub enum Error {
     Config(Vec<String>),
     /// Nobody answers at the broker's address.
     #[error(
-        "cannot reach the broker at {url} ({cause})\n  start RabbitMQ, or run without one:   olive dev"
+        "cannot reach the broker at {url}: {cause}\n  start RabbitMQ, or run without one:   olive dev"
     )]
     Unreachable {
         /// The address, password masked.
@@ -21,9 +21,12 @@ pub enum Error {
     },
     /// The broker does not accept user and password, or not for that vhost.
     #[error(
-        "broker refused the login for user \"{user}\" ({cause}). guest works from localhost only. Set olive_amqp_url."
+        "the broker at {url} refused the login for user \"{user}\" ({cause}); set user and password in olive_amqp_url{}",
+        guests_place(.user)
     )]
     LoginRefused {
+        /// The address, password masked.
+        url: String,
         /// The user.
         user: String,
         /// What the broker says.
@@ -118,6 +121,13 @@ impl Error {
             Self::WorkerBoot { .. } => 4,
             Self::WaitedTooLong { .. } => 124,
         }
+    }
+}
+
+fn guests_place(user: &str) -> &'static str {
+    match user {
+        "guest" => "; RabbitMQ lets guest in from its own machine only",
+        _ => "",
     }
 }
 

@@ -91,6 +91,10 @@ fn app(config: Config) -> App {
 }
 
 fn submit(task: &Submit, config: &Config) -> Result<(), Error> {
+    for warning in config.warnings() {
+        // Nothing is logged here, and a setting that is not heeded may be why it fails.
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
     let request = Request {
         args: task.args_json()?,
         kwargs: task.kwargs_json()?,

@@ -135,8 +135,10 @@ impl Registry {
     /// The outcome for a name that is not here, with the nearest one that is.
     #[must_use]
     pub fn unknown(&self, name: &str) -> Outcome {
-        let hint = nearest(name, self.names())
-            .map_or(String::new(), |near| format!(" — did you mean \"{near}\"?"));
+        let hint = match nearest(name, self.names()) {
+            Some(near) => format!(" — did you mean \"{near}\"?"),
+            None => "; the app's log begins with the names that are".to_owned(),
+        };
         let failure = Failure::celery(
             "NotRegistered",
             format!("function \"{name}\" is not registered{hint}"),
@@ -655,6 +657,9 @@ mod tests {
         let Outcome::Refused { failure, .. } = run("zzzzzz", "[]", "{}") else {
             panic!("a refusal")
         };
-        assert_eq!(failure.message, "function \"zzzzzz\" is not registered");
+        assert_eq!(
+            failure.message,
+            "function \"zzzzzz\" is not registered; the app's log begins with the names that are"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! What a user sees when something is killed, absent, refused or wrong.
 
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 
-use rig::{Broker, Gate, Olive, Process, Proxy, Signal, unique, wait_until_gone};
+use rig::{Broker, Ended, Gate, Olive, Process, Proxy, Signal, unique, wait_until_gone};
 use rustix::process::{Pid, kill_process};
 
 use crate::replies::Replies;
@@ -217,6 +218,10 @@ fn a_wrong_password_is_one_clear_line() {
             "{}",
             ended.stderr
         );
+        let error = error_line(&ended);
+        for wanted in ["127.0.0.1", "olive_amqp_url"] {
+            assert!(error.contains(wanted), "no {wanted}: {error}");
+        }
         assert!(
             !ended.stderr.contains("wrong"),
             "the password is shown: {}",
@@ -244,11 +249,54 @@ fn no_broker_is_one_clear_line_with_the_way_out() {
             ended.stderr
         );
         assert!(ended.stderr.contains("olive dev"), "{}", ended.stderr);
+        let (error, port) = (error_line(&ended), nobody.port().to_string());
+        assert!(error.contains("refused"), "{error}");
+        assert_eq!(error.matches(&port).count(), 1, "{error}");
         assert!(
             !ended.stderr.contains("guest:guest"),
             "the password is shown: {}",
             ended.stderr
         );
+    }
+}
+
+/// What it says it ended with, behind all that it has logged.
+fn error_line(ended: &Ended) -> &str {
+    let mut lines = ended.stderr.lines();
+    lines
+        .find(|line| line.starts_with("error: "))
+        .unwrap_or_else(|| panic!("no error in: {}", ended.stderr))
+}
+
+/// Accepts: cli/errors
+#[test]
+fn a_module_with_an_error_is_named_with_its_line_and_nothing_around_it() {
+    let broker = Broker::under_test();
+    let folder = std::env::temp_dir().join(unique("modules"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(
+        folder.join("crooked.py"),
+        "def add(a, b)\n    return a + b\n",
+    )
+    .unwrap();
+    let olive = Olive::on(&broker)
+        .with_python_workers(1)
+        .set("olive_worker_allow", "crooked")
+        .set("olive_worker_path", folder.to_str().unwrap())
+        .set("olive_task_max_retries", "0");
+    let _app = olive.run();
+    let call = &["submit", "crooked.add", "1", "2", "--wait"];
+    let ended = olive.call(call).expect_code(1);
+    fs::remove_dir_all(&folder).unwrap();
+    for wanted in ["crooked.py\", line 1", "SyntaxError"] {
+        assert!(
+            ended.stderr.contains(wanted),
+            "no {wanted:?} in: {}",
+            ended.stderr
+        );
+    }
+    for ours in ["importlib", "import_module", "in call"] {
+        assert!(!ended.stderr.contains(ours), "{}", ended.stderr);
     }
 }
 

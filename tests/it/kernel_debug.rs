@@ -4,6 +4,7 @@
 mod activations;
 mod monitor;
 mod panics;
+mod places;
 mod tree;
 mod watchdog;
 

@@ -46,8 +46,8 @@ async fn settle() {
     }
 }
 
-type Unix = Polled<std::os::unix::net::UnixStream>;
-type Tcp = Polled<std::net::TcpStream>;
+type Unix = Polled<UnixStream>;
+type Tcp = Polled<TcpStream>;
 
 fn unix_pair() -> io::Result<(Unix, Unix)> {
     let (a, b) = UnixStream::pair()?;

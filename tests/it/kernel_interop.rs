@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -87,6 +88,7 @@ fn the_kernel_runs_as_a_task_of_tokio() {
     let mut kernel = Kernel::new().unwrap();
     let (to_tokio, mut from_kernel) = tokio::sync::mpsc::unbounded_channel();
     let (to_kernel, for_kernel) = tokio::sync::oneshot::channel();
+    let (let_thread_go, thread_may_go) = mpsc::channel();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -103,7 +105,9 @@ fn the_kernel_runs_as_a_task_of_tokio() {
         let mut buf = [0; 100];
         let length = stream.read(&mut buf).await.unwrap();
         sender.send(buf[..length].to_vec()).unwrap();
-        run_in_thread(|| thread::sleep(ms(5))).await.unwrap();
+        run_in_thread(move || thread_may_go.recv().unwrap())
+            .await
+            .unwrap();
         finish(&counter);
     });
     let counter = left.clone();
@@ -146,6 +150,8 @@ fn the_kernel_runs_as_a_task_of_tokio() {
             stream.write_all(&buf).await.unwrap();
             tokio::time::sleep(ms(5)).await;
             to_kernel.send("from tokio").unwrap();
+            // Which the kernel waits for, through its own thread.
+            let_thread_go.send(()).unwrap();
         });
         host(&mut kernel, || left.get() == 0).await
     });
@@ -355,7 +361,7 @@ struct KernelBeside {
 
 impl KernelBeside {
     fn new() -> Self {
-        let (to_us, remotes) = std::sync::mpsc::channel();
+        let (to_us, remotes) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::spawn(move || {
             run(async move {

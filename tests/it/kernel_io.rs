@@ -19,7 +19,8 @@ use kernel::net::{
 use kernel::process::{Command, ProcessError};
 use kernel::signal::{self, SignalEvent, SignalQueue};
 use kernel::{
-    Builder, Interrupt, MaybeInterrupt, VirtualClock, sleep, spawn, timeout_after, traps, yield_now,
+    Builder, Interrupt, MaybeInterrupt, ResourceBusy, VirtualClock, sleep, spawn, timeout_after,
+    traps, yield_now,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,6 +59,11 @@ fn interrupted_by<T, E: MaybeInterrupt>(outcome: &Result<T, E>, interrupt: Inter
 
 fn is_timeout<T, E: MaybeInterrupt>(outcome: &Result<T, E>) -> bool {
     interrupted_by(outcome, Interrupt::TaskTimeout)
+}
+
+/// Which direction is another task's, if that is why a call was refused.
+fn busy<T>(outcome: &io::Result<T>) -> Option<&ResourceBusy> {
+    outcome.as_ref().err()?.get_ref()?.downcast_ref()
 }
 
 fn kind<T>(outcome: io::Result<T>) -> io::ErrorKind {
@@ -325,7 +331,9 @@ fn one_task_reads_while_another_writes_and_each_is_woken_for_its_own() {
         let waiting = (Some(reader.id()), Some(writer.id()));
         assert_eq!(traps::io_waiting(&*ours), waiting);
         // A second writer beside both waiters is refused, and takes nobody's place.
-        assert_eq!(kind(ours.write(b"x").await), io::ErrorKind::ResourceBusy);
+        let refused = ours.write(b"x").await;
+        assert_eq!(busy(&refused), Some(&ResourceBusy { writing: true }));
+        assert_eq!(kind(refused), io::ErrorKind::ResourceBusy);
         assert_eq!(traps::io_waiting(&*ours), waiting);
 
         drain(&theirs, big.len()).await?;
@@ -335,6 +343,22 @@ fn one_task_reads_while_another_writes_and_each_is_woken_for_its_own() {
         theirs.write_all(b"hello").await?;
         assert_eq!(reader.join().await.unwrap()?, 5);
         assert_eq!(traps::io_waiting(&*ours), (None, None));
+        Ok(())
+    });
+}
+
+#[test]
+fn who_waits_for_a_sockets_descriptor_does_not_take_its_registration_along() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        let ours = Rc::new(ours);
+        let reading = ours.clone();
+        let reader = spawn(async move { reading.read(&mut [0; 10]).await });
+        settle().await;
+        traps::write_wait(&*ours).await?;
+        assert_eq!(traps::io_waiting(&*ours), (Some(reader.id()), None));
+        theirs.write_all(b"hello").await?;
+        assert_eq!(reader.join().await.unwrap()?, 5);
         Ok(())
     });
 }
@@ -351,6 +375,7 @@ fn a_second_reader_is_refused_and_the_first_is_served() {
         });
         settle().await;
         let refused = ours.read(&mut [0; 10]).await;
+        assert_eq!(busy(&refused), Some(&ResourceBusy { writing: false }));
         assert_eq!(kind(refused), io::ErrorKind::ResourceBusy);
         theirs.write_all(b"hello").await?;
         assert_eq!(reader.join().await.unwrap()?, 5);

@@ -3,16 +3,15 @@
 use std::cell::Cell;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
 use kernel::{
-    Interrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after, group, sleep, spawn,
-    timeout_after, yield_now,
+    Interrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after, group, run_in_thread, sleep,
+    spawn, timeout_after, yield_now,
 };
-use rig::{Signal, unique, wait_until_gone};
+use rig::{Gate, Signal, Visitor, unique, wait_until_gone};
 use rustix::process::{Pid, kill_process};
 
 const WORKER: &str = env!("CARGO_BIN_EXE_process-worker");
@@ -35,44 +34,19 @@ async fn pid_of_worker(pool: &ProcessPool) -> u32 {
     u32::from_be_bytes(pid.try_into().unwrap())
 }
 
-/// A file in which a function says the number of a process.
-struct Note(PathBuf);
-
-impl Note {
-    fn new() -> Self {
-        Self(std::env::temp_dir().join(unique("note")))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-
-    /// Keeps a process of the pool busy until it is let go.
-    fn hold(&self, pool: &Rc<ProcessPool>) -> Task<()> {
-        let (pool, path) = (Rc::clone(pool), self.path().to_owned());
-        spawn(async move { drop(pool.run("hold", path).await.unwrap()) })
-    }
-
-    fn let_go(&self) {
-        fs::remove_file(&self.0).unwrap();
-    }
-
-    async fn pid(&self) -> u32 {
-        loop {
-            if let Ok(pid) = fs::read_to_string(&self.0)
-                && !pid.is_empty()
-            {
-                return pid.parse().unwrap();
-            }
-            sleep(Duration::from_millis(1)).await.unwrap();
-        }
-    }
+/// Has the pool call a function that comes to a gate, and waits until it is there.
+async fn caught(
+    pool: &Rc<ProcessPool>,
+    function: &'static str,
+) -> (Task<Result<Vec<u8>, ProcessCallError>>, Visitor) {
+    let gate = Gate::open();
+    let (calling, port) = (Rc::clone(pool), gate.port().to_string());
+    let task = spawn(async move { calling.run(function, port).await });
+    (task, visitor(gate).await)
 }
 
-impl Drop for Note {
-    fn drop(&mut self) {
-        let _never_written = fs::remove_file(&self.0);
-    }
+async fn visitor(gate: Gate) -> Visitor {
+    run_in_thread(move || gate.next()).await.unwrap()
 }
 
 /// Accepts: curio/workers/cpu
@@ -135,12 +109,10 @@ fn a_panic_of_the_function_comes_back_with_its_place_and_its_process_goes_on() {
 /// Accepts: curio/workers/worker_cancel
 #[test]
 fn a_cancelled_call_kills_its_process_and_the_next_one_gets_another() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(1));
-        let (spinning, path) = (Rc::clone(&pool), note.path().to_owned());
-        let task = spawn(async move { spinning.run("spin", path).await });
-        let pid = note.pid().await;
+        let (task, spinning) = caught(&pool, "spin").await;
+        let pid = spinning.pid;
         assert_eq!(pool.processes(), 1);
         task.cancel().await.unwrap();
         let outcome = task.join().await.unwrap();
@@ -158,11 +130,11 @@ fn a_cancelled_call_kills_its_process_and_the_next_one_gets_another() {
 /// Accepts: curio/workers/worker_timeout
 #[test]
 fn a_call_that_times_out_kills_its_process_and_the_next_one_gets_another() {
-    let note = Note::new();
     run(async || {
         let pool = pool(1);
         let idle = pid_of_worker(&pool).await;
-        let call = pool.run("spin", note.path());
+        let gate = Gate::open();
+        let call = pool.run("spin", gate.port().to_string());
         let late = timeout_after(Duration::from_millis(50), call).await;
         assert!(matches!(
             late,
@@ -175,12 +147,10 @@ fn a_call_that_times_out_kills_its_process_and_the_next_one_gets_another() {
 
 #[test]
 fn a_call_that_is_dropped_kills_its_process() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(1));
-        let (spinning, path) = (Rc::clone(&pool), note.path().to_owned());
-        let task = spawn(async move { spinning.run("spin", path).await });
-        let pid = note.pid().await;
+        let (task, spinning) = caught(&pool, "spin").await;
+        let pid = spinning.pid;
         task.abort();
         assert_eq!(pool.processes(), 0);
         wait_until_gone(pid);
@@ -190,12 +160,10 @@ fn a_call_that_is_dropped_kills_its_process() {
 
 #[test]
 fn what_a_function_started_is_killed_with_it() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(1));
-        let (calling, path) = (Rc::clone(&pool), note.path().to_owned());
-        let task = spawn(async move { calling.run("grandchild", path).await });
-        let grandchild = note.pid().await;
+        let (task, visitor) = caught(&pool, "grandchild").await;
+        let grandchild = visitor.pid;
         assert!(is_alive(grandchild));
         task.cancel().await.unwrap();
         wait_until_gone(grandchild);
@@ -220,7 +188,6 @@ fn a_pending_cancellation_prevents_the_call_and_leaves_the_process_alone() {
 
 #[test]
 fn a_process_that_dies_says_how() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(1));
         let status = async |function: &str, args: &str| match pool.run(function, args).await {
@@ -230,9 +197,8 @@ fn a_process_that_dies_says_how() {
         assert_eq!(status("exit", "3").await.code(), Some(3));
         assert_eq!(status("abort", "").await.signal(), Some(6));
 
-        let (calling, path) = (Rc::clone(&pool), note.path().to_owned());
-        let task = spawn(async move { calling.run("spin", path).await });
-        kill(note.pid().await);
+        let (task, spinning) = caught(&pool, "spin").await;
+        kill(spinning.pid);
         let error = task.join().await.unwrap().unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -329,7 +295,6 @@ fn a_program_that_is_no_worker_is_found_out() {
 
 #[test]
 fn processes_start_when_needed_and_the_last_idle_one_is_used_first() {
-    let notes = [Note::new(), Note::new()];
     run(async || {
         let pool = Rc::new(pool(2));
         assert_eq!(pool.processes(), 0);
@@ -337,10 +302,10 @@ fn processes_start_when_needed_and_the_last_idle_one_is_used_first() {
         assert_eq!(pid_of_worker(&pool).await, first);
         assert_eq!(pool.processes(), 1);
 
-        let one = notes[0].hold(&pool);
-        assert_eq!(notes[0].pid().await, first);
-        let other = notes[1].hold(&pool);
-        let second = notes[1].pid().await;
+        let (one, held) = caught(&pool, "hold").await;
+        assert_eq!(held.pid, first);
+        let (other, held_too) = caught(&pool, "hold").await;
+        let second = held_too.pid;
         assert_ne!(second, first);
         // Both are busy, and there is no third.
         let waiting = Rc::clone(&pool);
@@ -349,11 +314,11 @@ fn processes_start_when_needed_and_the_last_idle_one_is_used_first() {
         assert_eq!(pool.processes(), 2);
         assert!(!third.is_terminated());
 
-        notes[0].let_go();
-        one.join().await.unwrap();
+        held.release();
+        one.join().await.unwrap().unwrap();
         assert_eq!(third.join().await.unwrap(), first);
-        notes[1].let_go();
-        other.join().await.unwrap();
+        held_too.release();
+        other.join().await.unwrap().unwrap();
         for _ in 0..3 {
             assert_eq!(pid_of_worker(&pool).await, second);
         }
@@ -363,12 +328,10 @@ fn processes_start_when_needed_and_the_last_idle_one_is_used_first() {
 
 #[test]
 fn who_waits_for_a_place_can_be_interrupted_and_harms_nobody() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(1));
-        let (spinning, path) = (Rc::clone(&pool), note.path().to_owned());
-        let task = spawn(async move { spinning.run("spin", path).await });
-        let pid = note.pid().await;
+        let (task, spinning) = caught(&pool, "spin").await;
+        let pid = spinning.pid;
         let waited = drop_after(Duration::from_millis(1), pool.run("square", "3")).await;
         assert!(waited.is_none());
         assert!(is_alive(pid));
@@ -379,14 +342,13 @@ fn who_waits_for_a_place_can_be_interrupted_and_harms_nobody() {
 
 #[test]
 fn a_group_of_calls_that_fails_stops_the_others() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(2));
-        let (spinning, path) = (Rc::clone(&pool), note.path().to_owned());
-        let failing = Rc::clone(&pool);
+        let (spinning, failing, gate) = (Rc::clone(&pool), Rc::clone(&pool), Gate::open());
         let outcome = group(Wait::All, async |tasks| {
-            tasks.spawn(async move { spinning.run("spin", path).await });
-            note.pid().await;
+            let port = gate.port().to_string();
+            tasks.spawn(async move { spinning.run("spin", port).await });
+            visitor(gate).await;
             tasks.spawn(async move { failing.run("square", "x").await });
             Ok::<_, ProcessCallError>(())
         })
@@ -398,14 +360,13 @@ fn a_group_of_calls_that_fails_stops_the_others() {
 
 #[test]
 fn a_shutdown_lets_every_process_end_and_reaps_it() {
-    let note = Note::new();
     run(async || {
         let pool = Rc::new(pool(2));
-        let held = note.hold(&pool);
-        let pids = [note.pid().await, pid_of_worker(&pool).await];
+        let (task, held) = caught(&pool, "hold").await;
+        let pids = [held.pid, pid_of_worker(&pool).await];
         assert_ne!(pids[0], pids[1]);
-        note.let_go();
-        held.join().await.unwrap();
+        held.release();
+        task.join().await.unwrap().unwrap();
         Rc::into_inner(pool).unwrap().shutdown().await.unwrap();
         assert!(!pids.into_iter().any(is_alive));
     });
@@ -445,12 +406,14 @@ fn a_program_calls_its_own_functions_also_from_within_them() {
 
 #[test]
 fn a_program_that_forgets_to_serve_does_not_start_itself_for_ever() {
-    let started = Note::new();
+    let started = std::env::temp_dir().join(unique("started"));
     let forgetful = Command::new(WORKER)
-        .env("RIG_FORGETFUL_WORKER", started.path())
+        .env("RIG_FORGETFUL_WORKER", &started)
         .output()
         .unwrap();
-    assert_eq!(fs::read(started.path()).unwrap().len(), 2);
+    let each = fs::read(&started).unwrap();
+    fs::remove_file(started).unwrap();
+    assert_eq!(each.len(), 2);
     // The child, then its parent.
     assert_eq!(
         String::from_utf8_lossy(&forgetful.stderr),

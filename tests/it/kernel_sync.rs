@@ -847,6 +847,18 @@ fn an_rlock_handed_to_a_dropped_waiter_is_free_again() {
     });
 }
 
+#[test]
+fn a_wait_that_was_forgotten_with_its_kernel_takes_no_permit_along() {
+    let semaphore = Semaphore::new(0);
+    run(async {
+        let mut wait = Box::pin(semaphore.acquire());
+        assert!(futures::poll!(&mut wait).is_pending());
+        std::mem::forget(wait);
+    });
+    semaphore.release();
+    run(async { semaphore.acquire().await.unwrap().forget() });
+}
+
 async fn use_permit(semaphore: Rc<Semaphore>, log: Log, label: &str, millis: u64) {
     log.add(format!("{label} asks, {}", semaphore.is_locked()));
     let permit = semaphore.acquire().await.unwrap();

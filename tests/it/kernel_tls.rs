@@ -9,12 +9,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join;
+use futures::io::{AsyncReadExt, AsyncWriteExt, copy};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, client, server};
+use kernel::net::hyper::{KernelExecutor, KernelTimer};
+use kernel::net::tls::rustls::crypto::ring::sign::any_supported_type;
+use kernel::net::tls::rustls::server::{ClientHello, ResolvesServerCert};
+use kernel::net::tls::rustls::sign::CertifiedKey;
 use kernel::net::tls::rustls::{self, AlertDescription, CertificateError, ProtocolVersion};
 use kernel::net::tls::{
     ClientConfig, ClientContext, Identity, ServerConfig, ServerContext, TlsError,
     open_tls_connection, open_unix_tls_connection, read_certificates, read_private_key,
 };
-use kernel::net::{Server, Stream, TcpListener, TcpStream, TlsStream, UnixStream};
+use kernel::net::{Polled, Server, Stream, TcpListener, TcpStream, TlsStream, UnixStream};
 use kernel::{
     Builder, Interrupt, MaybeInterrupt, VirtualClock, drop_after, sleep, spawn, timeout_after,
 };
@@ -463,6 +473,56 @@ fn what_cannot_be_used_for_tls_is_named_by_the_error() {
     });
 }
 
+/// Hands out a certificate with a key that is not its own.
+#[derive(Debug)]
+struct Impostor(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Impostor {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn a_client_that_trusts_anybody_still_wants_the_certificates_key() {
+    run_virtual(async {
+        let stranger = Authority::new();
+        let server = ServerContext::new(stranger.identity(&["elsewhere.example"]));
+        let server = server.alpn(&["amqp"]).build()?;
+        let trusting = || ClientContext::new().dangerously_trust_anybody();
+        // What was asked for last does not make it stricter.
+        for client in [trusting(), trusting().any_name()] {
+            let configs = (client.alpn(&["amqp"]).build()?, server.clone());
+            let (client, server) = shake_hands(UnixStream::pair()?, configs).await;
+            let (client, server) = (client?, server?);
+            assert_eq!(server.server_name().as_deref(), Some("localhost"));
+            assert_eq!(client.alpn().as_deref(), Some(&b"amqp"[..]));
+            server.write_all(b"whoever I am").await?;
+            assert_eq!(read_some(&client).await?, b"whoever I am");
+        }
+
+        let (certificate, _) = stranger.issue(&["localhost"]);
+        let (_, other_key) = stranger.issue(&["localhost"]);
+        let other_key = any_supported_type(&other_key.into()).unwrap();
+        let impostor = CertifiedKey::new(vec![certificate.der().clone()], other_key);
+        let impostor = Arc::new(Impostor(Arc::new(impostor)));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let impostor = ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(impostor.clone());
+            let configs = (trusting().build()?, Arc::new(impostor));
+            let (refused, _) = shake_hands(UnixStream::pair()?, configs).await;
+            let refused = refused.unwrap_err();
+            let bad = rustls::Error::InvalidCertificate(CertificateError::BadSignature);
+            assert_eq!(reason(&refused), Some(&bad), "{refused}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn each_side_learns_why_the_other_was_refused() {
     run_virtual(async {
@@ -895,6 +955,20 @@ fn a_reader_sends_what_a_writer_left_behind() {
 }
 
 #[test]
+fn a_pending_cancellation_reaches_a_reader_that_has_to_write_first() {
+    run_virtual(async {
+        let (client, _server) = tls_pair().await?;
+        fill(&client).await;
+        let reader = spawn(async move { read_some(&client).await });
+        assert!(reader.request_cancel("before its first step"));
+        let read = timeout_after(SECOND, async { Ok::<_, Interrupt>(reader.join().await) }).await;
+        let error = read.expect("it is told").unwrap().unwrap_err();
+        assert!(matches!(error.interrupt(), Some(Interrupt::Cancelled(_))));
+        Ok(())
+    });
+}
+
+#[test]
 fn a_writer_waits_for_a_reader_that_writes_and_goes_on_when_that_is_gone() {
     for is_given_up in [false, true] {
         run_virtual(async {
@@ -1037,6 +1111,180 @@ fn several_buffers_leave_in_their_order() {
         assert_eq!(client.write_vectored(&bufs).await?, 7);
         assert_eq!(read_some(&server).await?, b"one two");
         assert_eq!(client.write(b"").await?, 0);
+        Ok(())
+    });
+}
+
+// ---- code that polls
+
+#[test]
+fn the_tools_of_futures_copy_split_and_close_a_tls_stream() {
+    run_virtual(async {
+        let (client, server) = tls_pair().await?;
+        let echo = spawn(async move {
+            let (reader, mut writer) = Polled::new(server).split();
+            let copied = copy(reader, &mut writer).await?;
+            writer.close().await?;
+            io::Result::Ok(copied)
+        });
+        let sent = numbers(3 << 20);
+        let mut back = Vec::new();
+        let (mut reader, mut writer) = Polled::new(client).split();
+        let sending = async {
+            writer.write_all(&sent).await?;
+            writer.close().await
+        };
+        // It would be an error if the end were not said.
+        let (sending, receiving) = join(sending, reader.read_to_end(&mut back)).await;
+        sending?;
+        receiving?;
+        assert!(back == sent);
+        assert_eq!(echo.join().await.unwrap()?, sent.len() as u64);
+        Ok(())
+    });
+}
+
+#[test]
+fn code_that_polls_a_tls_stream_is_told_of_interrupts_and_cuts() {
+    run_virtual(async {
+        let (client, mut server) = tls_pair().await?;
+        let mut stream = Stream::new(client);
+        server.write_all(b"line\nrest").await?;
+        assert_eq!(stream.read_line(LIMIT).await?, b"line\n");
+        // What a buffer had comes first; then it waits, and may be asked again after a timeout.
+        let mut client = Polled::from(stream);
+        let mut buf = [0; 10];
+        assert_eq!(client.read(&mut buf).await?, 4);
+        let late = timeout_after(SECOND, client.read(&mut buf)).await;
+        assert!(is_timeout(&late), "{late:?}");
+        server.write_all(b"more").await?;
+        assert_eq!(client.read(&mut buf).await?, 4);
+
+        // A reader sends what the system did not take, and so does a flush.
+        let (mut client, rest) = client.into_parts();
+        assert!(rest.is_empty());
+        for flushes in [false, true] {
+            let sent = fill(&client).await;
+            let answering = spawn(async move {
+                let question = read_exact(&server, sent).await?;
+                assert_eq!(question.len(), sent);
+                server.write_all(b"answer").await?;
+                io::Result::Ok(server)
+            });
+            let mut polled = Polled::new(client);
+            if flushes {
+                timeout_after(SECOND, polled.flush()).await?;
+            }
+            let answer = timeout_after(SECOND, polled.read(&mut buf)).await?;
+            assert_eq!(&buf[..answer], b"answer");
+            (client, _) = polled.into_parts();
+            server = answering.join().await.unwrap()?;
+        }
+
+        let mut client = Polled::new(client);
+        drop(server);
+        let cut = client.read(&mut buf).await.unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+
+        // With something to send as well, the one that is told of a cancellation passes it on.
+        let (client, _server) = tls_pair().await?;
+        fill(&client).await;
+        let reader = spawn(async move { Polled::new(client).read(&mut [0; 10]).await });
+        assert!(reader.request_cancel("before its first step"));
+        let read = timeout_after(SECOND, async { Ok::<_, Interrupt>(reader.join().await) }).await;
+        let error = read.expect("it is told").unwrap().unwrap_err();
+        assert!(matches!(error.interrupt(), Some(Interrupt::Cancelled(_))));
+        Ok(())
+    });
+}
+
+type Body = Full<Bytes>;
+
+/// Sends back what it gets, with the version of HTTP in a header.
+async fn echo(request: Request<Incoming>) -> hyper::Result<Response<Body>> {
+    let version = format!("{:?}", request.version());
+    let body = request.into_body().collect().await?.to_bytes();
+    let reply = Response::builder().header("version", version);
+    Ok(reply.body(body.into()).unwrap())
+}
+
+async fn serve_https(client: TlsStream<TcpStream>) -> io::Result<()> {
+    let is_http2 = client.alpn().is_some_and(|protocol| protocol == b"h2");
+    let (client, service) = (Polled::new(client), service_fn(echo));
+    let served = if is_http2 {
+        let mut http = server::conn::http2::Builder::new(KernelExecutor);
+        http.timer(KernelTimer)
+            .serve_connection(client, service)
+            .await
+    } else {
+        let mut http = server::conn::http1::Builder::new();
+        http.timer(KernelTimer)
+            .serve_connection(client, service)
+            .await
+    };
+    served.map_err(io::Error::other)
+}
+
+enum Sender {
+    Http1(client::conn::http1::SendRequest<Body>),
+    Http2(client::conn::http2::SendRequest<Body>),
+}
+
+impl Sender {
+    async fn over(stream: TlsStream<TcpStream>) -> hyper::Result<Self> {
+        let is_http2 = stream.alpn().is_some_and(|protocol| protocol == b"h2");
+        let stream = Polled::new(stream);
+        if is_http2 {
+            let mut http = client::conn::http2::Builder::new(KernelExecutor);
+            let (sender, connection) = http.timer(KernelTimer).handshake(stream).await?;
+            spawn(connection);
+            Ok(Self::Http2(sender))
+        } else {
+            let (sender, connection) = client::conn::http1::handshake(stream).await?;
+            spawn(connection);
+            Ok(Self::Http1(sender))
+        }
+    }
+
+    /// Says the version that the server saw, and what it sent back.
+    async fn ask(&mut self, body: Bytes) -> hyper::Result<(String, Bytes)> {
+        let request = Request::post("https://localhost/echo").header("host", "localhost");
+        let request = request.body(Body::from(body)).unwrap();
+        let reply = match self {
+            Self::Http1(sender) => sender.send_request(request).await?,
+            Self::Http2(sender) => sender.send_request(request).await?,
+        };
+        let version = reply.headers()["version"].to_str().unwrap().to_owned();
+        Ok((version, reply.into_body().collect().await?.to_bytes()))
+    }
+}
+
+/// Accepts: interop/hyper
+#[test]
+fn hyper_serves_and_asks_over_tls_in_the_version_of_http_that_both_know() {
+    run(async {
+        let authority = Authority::new();
+        let server = authority.server().alpn(&["h2", "http/1.1"]).build()?;
+        let server = Server::new().tls(server);
+        let listener = server.tcp_socket("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let serving = spawn(server.run(listener, serve_https));
+        let much = Bytes::from(numbers(1 << 20));
+        for (known, version) in [
+            (&["h2", "http/1.1"][..], "HTTP/2.0"),
+            (&["http/1.1"], "HTTP/1.1"),
+            (&[], "HTTP/1.1"),
+        ] {
+            let config = authority.client().alpn(known).build()?;
+            let stream = TcpStream::connect(address).await?;
+            let stream = TlsStream::connect(stream, config, "localhost").await?;
+            let mut sender = Sender::over(stream).await.map_err(io::Error::other)?;
+            for body in [Bytes::from("small"), much.clone(), "small again".into()] {
+                let answer = sender.ask(body.clone()).await.map_err(io::Error::other)?;
+                assert!(answer == (version.to_owned(), body), "{version}");
+            }
+        }
+        serving.cancel().await?;
         Ok(())
     });
 }

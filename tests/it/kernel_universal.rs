@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -256,12 +257,14 @@ fn a_task_produces_for_a_thread_and_joins() {
 /// Accepts: curio/queue/univ_queue_cancel
 #[test]
 fn gets_that_time_out_under_a_slow_producer_lose_nothing() {
+    let (ask, asked) = mpsc::channel();
     let queue = UniversalQueue::new(None);
     let producer = thread::spawn({
         let queue = queue.clone();
         move || {
+            // Slow: an item for each get that came away with nothing.
             for n in 0..50 {
-                thread::sleep(ms(1));
+                asked.recv().unwrap();
                 queue.put_blocking(n, None).unwrap();
             }
             queue.close();
@@ -272,7 +275,10 @@ fn gets_that_time_out_under_a_slow_producer_lose_nothing() {
         loop {
             match timeout_after(Duration::from_micros(100), queue.get()).await {
                 Ok(n) => consumed.push(n),
-                Err(QueueError::Interrupted(Interrupt::TaskTimeout)) => late += 1,
+                Err(QueueError::Interrupted(Interrupt::TaskTimeout)) => {
+                    late += 1;
+                    let _has_all_it_needs = ask.send(());
+                }
                 Err(QueueError::Closed) => return (consumed, late),
                 Err(error) => panic!("{error}"),
             }
@@ -281,7 +287,7 @@ fn gets_that_time_out_under_a_slow_producer_lose_nothing() {
     .unwrap();
     producer.join().unwrap();
     assert!(consumed.into_iter().eq(0..50));
-    assert!(late > 0, "the producer was slow");
+    assert!(late >= 50, "{late}");
 }
 
 /// Accepts: curio-defect/C3
@@ -931,7 +937,7 @@ fn awaiting_from_a_thread_without_a_seat_is_an_error() {
 
 #[test]
 fn a_thread_whose_kernel_is_gone_is_told_that_it_is_cancelled() {
-    let (report, reported) = std::sync::mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let waits = UniversalEvent::new();
     let mut kernel = Kernel::new().unwrap();
     kernel

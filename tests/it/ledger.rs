@@ -48,12 +48,24 @@ impl Ledger {
 
     /// Waits until all that was confirmed has been seen; every publishing has its answer before.
     pub(crate) async fn is_balanced(&self) -> Result<(), Error> {
+        self.has_seen_last(usize::MAX).await
+    }
+
+    /// As [`is_balanced`](Self::is_balanced), for the last `count` that were confirmed.
+    pub(crate) async fn has_seen_last(&self, count: usize) -> Result<(), Error> {
         let reported = self.nacked.get() + self.unconfirmed.get();
         let published = self.published.get() as usize;
         assert_eq!(self.confirmed() + reported as usize, published);
         loop {
             let is_seen = |n: &u32| self.seen.borrow().contains_key(n);
-            if self.confirmed.borrow().iter().all(is_seen) {
+            if self
+                .confirmed
+                .borrow()
+                .iter()
+                .rev()
+                .take(count)
+                .all(is_seen)
+            {
                 return Ok(());
             }
             kernel::sleep(Duration::from_millis(5)).await?;

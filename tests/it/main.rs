@@ -10,6 +10,7 @@
 //! | [`network`] | our own client on networks that are slow, silent, cut or lie |
 //! | [`nodes`] | RabbitMQ nodes of the test's own: a cluster, restarts, alarms; `tests/run` runs it apart |
 //! | [`endurance`] | what many messages and connections leave behind |
+//! | [`examples`] | the client's examples, run as the programs they are |
 //! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
@@ -19,6 +20,7 @@
 //! | [`kernel_debug`] | what one sees of a kernel while it runs: observers, panics, task tree, watchdog, monitor |
 //! | [`kernel_leaks`] | what is left in a process when its kernels are gone; no broker |
 //! | [`kernel_process`] | calls in worker processes: what crosses the border, and how both sides die |
+//! | [`kernel_process_faults`] | worker processes that are killed at any moment, or lie; what is left then |
 //! | `kernel_*` | the kernel through its public interface, where that takes more than a module's own tests; no broker |
 //!
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
@@ -28,6 +30,7 @@ mod client;
 mod delivery;
 mod demo;
 mod endurance;
+mod examples;
 mod faults;
 mod kernel_budget;
 mod kernel_core;
@@ -42,6 +45,7 @@ mod kernel_local;
 mod kernel_model;
 mod kernel_net;
 mod kernel_process;
+mod kernel_process_faults;
 mod kernel_sync;
 mod kernel_tls;
 mod kernel_universal;

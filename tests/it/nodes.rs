@@ -66,17 +66,40 @@ async fn closed(connection: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
+/// While a producer and a consumer are at work, each over a connection of its own, `disturb`s the nodes; that may lose nothing that was confirmed.
+async fn under_load(
+    rabbit: &Arc<Rabbit>,
+    queue_type: &str,
+    disturb: impl AsyncFnOnce(&Connection, &Ledger) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let sender = client::connect(&rabbit.url(), options()).await?;
+    let taker = client::connect(&rabbit.url(), options()).await?;
+    let channel = sender.channel().await?;
+    let queue = channel.queue("tasks").durable();
+    queue.arg("x-queue-type", queue_type).declare().await?;
+    let ledger = Rc::<Ledger>::default();
+    let consumer = taker.channel().await?.consume("tasks");
+    let consumer = consumer.prefetch(20).start().await?;
+    let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
+    let producer = Producer::start(&sender, "tasks", &ledger);
+
+    ledger.goes_on(200).await?;
+    disturb(&sender, &ledger).await?;
+    ledger.goes_on(200).await?;
+    producer.stop().await?;
+    ledger.is_balanced().await?;
+    assert_eq!(ledger.unconfirmed(), 0, "all were published again");
+    drop(consuming);
+    closed(&taker).await?;
+    closed(&sender).await
+}
+
 /// Accepts: feature/cluster
 #[test]
 fn the_leader_of_a_quorum_queue_is_killed_and_nothing_confirmed_is_lost() {
     let rabbit = Arc::new(Rabbit::cluster(3));
-    run(async {
-        let sender = client::connect(&rabbit.url(), options()).await?;
-        let taker = client::connect(&rabbit.url(), options()).await?;
+    run(under_load(&rabbit, "quorum", async |sender, _| {
         let mut events = sender.events();
-        let channel = sender.channel().await?;
-        let queue = channel.queue("tasks").durable();
-        queue.arg("x-queue-type", "quorum").declare().await?;
         let leader = loop {
             // What a queue leads is the node it was declared on: the sender is about to lose its connection too.
             let fields = ["list_queues", "--no-table-headers", "leader", "online"];
@@ -88,39 +111,15 @@ fn the_leader_of_a_quorum_queue_is_killed_and_nothing_confirmed_is_lost() {
                     .expect("one of them");
             }
         };
-
-        let ledger = Rc::<Ledger>::default();
-        let consumer = taker.channel().await?.consume("tasks");
-        let consumer = consumer.prefetch(20).start().await?;
-        let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
-        let producer = Producer::start(&sender, "tasks", &ledger);
-        ledger.goes_on(200).await?;
         with(&rabbit, move |rabbit| rabbit.kill(leader)).await;
-        until(&mut events, is_recovered).await?;
-        ledger.goes_on(200).await?;
-        producer.stop().await?;
-        ledger.is_balanced().await?;
-        assert_eq!(ledger.unconfirmed(), 0, "all were published again");
-        drop(consuming);
-        closed(&taker).await?;
-        closed(&sender).await
-    });
+        until(&mut events, is_recovered).await
+    }));
 }
 
 #[test]
 fn a_node_stopped_killed_and_killed_in_the_middle_of_recovery_costs_nothing_confirmed() {
     let rabbit = Arc::new(Rabbit::start());
-    run(async {
-        let sender = client::connect(&rabbit.url(), options()).await?;
-        let taker = client::connect(&rabbit.url(), options()).await?;
-        let channel = taker.channel().await?;
-        channel.queue("tasks").durable().declare().await?;
-        let ledger = Rc::<Ledger>::default();
-        let consumer = channel.consume("tasks").prefetch(20).start().await?;
-        let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
-        let producer = Producer::start(&sender, "tasks", &ledger);
-
-        ledger.goes_on(200).await?;
+    run(under_load(&rabbit, "classic", async |_, ledger| {
         with(&rabbit, |rabbit| {
             rabbit.stop(0);
             rabbit.restart(0);
@@ -135,14 +134,8 @@ fn a_node_stopped_killed_and_killed_in_the_middle_of_recovery_costs_nothing_conf
             rabbit.restart(0);
         })
         .await;
-        ledger.goes_on(200).await?;
-        producer.stop().await?;
-        ledger.is_balanced().await?;
-        assert_eq!(ledger.unconfirmed(), 0, "all were published again");
-        drop(consuming);
-        closed(&taker).await?;
-        closed(&sender).await
-    });
+        Ok(())
+    }));
 }
 
 /// Accepts: amqp/R24, amqp/R31, feature/blocked

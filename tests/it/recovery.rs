@@ -1,19 +1,19 @@
 //! Connections that are made again: cut, reset, refused, their broker killed. What was confirmed is consumed at least once, what was not
 //! is told, and every future resolves.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
 use amqp::client::{
-    self, Channel, Connection, ConnectionEvent, Consumer, Error, Events, Message, Options,
-    PublisherOptions, Recovery, Settled,
+    self, Channel, Connection, ConnectionEvent, Error, Events, Message, Options, PublisherOptions,
+    Recovery, Settled,
 };
-use amqp::wire::Properties;
 use kernel::{spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
+
+use crate::ledger::{Ledger, Producer, consume};
 
 fn run(body: impl Future<Output = Result<(), Error>>) {
     kernel::run(timeout_after(PATIENCE, body)).unwrap().unwrap();
@@ -39,6 +39,22 @@ async fn through(broker: &Broker) -> Result<(Proxy, Connection), Error> {
     Ok((proxy, connection))
 }
 
+/// Plays a scene with a connection that is made again, behind a proxy that breaks it, and with one that nothing happens to.
+fn scene(play: impl AsyncFnOnce(&Proxy, &Connection, &Connection) -> Result<(), Error>) {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        play(&proxy, &connection, &keeper).await?;
+        closed(&connection).await
+    });
+}
+
+async fn closed(connection: &Connection) -> Result<(), Error> {
+    let _ = connection.close(PATIENCE).await?;
+    Ok(())
+}
+
 /// Waits until all is as it was; answers with everything that was told until then.
 async fn recovered(events: &mut Events) -> Result<Vec<ConnectionEvent>, Error> {
     let mut seen = Vec::new();
@@ -60,10 +76,7 @@ async fn count(channel: &Channel, queue: &str) -> Result<(u32, u32), Error> {
 /// Accepts: amqp/R1, amqp/R28
 #[test]
 fn a_consumer_goes_on_with_its_prefetch_after_a_reset() {
-    let broker = Broker::under_test();
-    run(async {
-        let (proxy, connection) = through(&broker).await?;
-        let keeper = client::connect(&broker.url(), Options::default()).await?;
+    scene(async |proxy, connection, keeper| {
         let watching = keeper.channel().await?;
         let queue = unique("recovery");
         watching.queue(&queue).declare().await?;
@@ -105,7 +118,6 @@ fn a_consumer_goes_on_with_its_prefetch_after_a_reset() {
             seen.insert(delivery.body()[0]);
             delivery.ack();
         }
-        let _ = connection.close(PATIENCE).await?;
         watching.delete_queue(&queue).await?;
         Ok(())
     });
@@ -114,9 +126,7 @@ fn a_consumer_goes_on_with_its_prefetch_after_a_reset() {
 /// Accepts: amqp/R2, amqp/R5
 #[test]
 fn exclusive_queues_bindings_and_exchanges_come_back_and_a_generated_name_is_followed() {
-    let broker = Broker::under_test();
-    run(async {
-        let (proxy, connection) = through(&broker).await?;
+    scene(async |proxy, connection, _| {
         let mut events = connection.events();
         let (source, target) = (unique("source"), unique("target"));
         let one = connection.channel().await?;
@@ -148,7 +158,6 @@ fn exclusive_queues_bindings_and_exchanges_come_back_and_a_generated_name_is_fol
         publisher.send(message.mandatory()).await?;
         assert_eq!(consumer.next().await?.unwrap().ack(), Settled::Queued);
         assert_eq!(count(&one, &new).await?, (0, 1), "one queue, one consumer");
-        let _ = connection.close(PATIENCE).await?;
         Ok(())
     });
 }
@@ -156,10 +165,7 @@ fn exclusive_queues_bindings_and_exchanges_come_back_and_a_generated_name_is_fol
 /// Accepts: amqp/R3
 #[test]
 fn a_queue_that_became_another_is_told_of_and_the_rest_recovers() {
-    let broker = Broker::under_test();
-    run(async {
-        let (proxy, connection) = through(&broker).await?;
-        let keeper = client::connect(&broker.url(), Options::default()).await?;
+    scene(async |proxy, connection, keeper| {
         let keep = keeper.channel().await?;
         let mut events = connection.events();
         let channel = connection.channel().await?;
@@ -188,7 +194,6 @@ fn a_queue_that_became_another_is_told_of_and_the_rest_recovers() {
         assert_eq!(failed, [(format!("queue {changed:?}"), 406)]);
         channel.publish(Message::new(b"x").key(&kept)).await?;
         consumer.next().await?.unwrap().ack();
-        let _ = connection.close(PATIENCE).await?;
         keep.delete_queue(&changed).await?;
         keep.delete_queue(&kept).await?;
         Ok(())
@@ -198,10 +203,7 @@ fn a_queue_that_became_another_is_told_of_and_the_rest_recovers() {
 /// Accepts: amqp/R6
 #[test]
 fn what_was_deleted_is_not_made_again() {
-    let broker = Broker::under_test();
-    run(async {
-        let (proxy, connection) = through(&broker).await?;
-        let keeper = client::connect(&broker.url(), Options::default()).await?;
+    scene(async |proxy, connection, keeper| {
         let mut events = connection.events();
         let channel = connection.channel().await?;
         let (gone, fleeting) = (unique("gone"), unique("fleeting"));
@@ -222,7 +224,6 @@ fn what_was_deleted_is_not_made_again() {
                 "{missing}"
             );
         }
-        let _ = connection.close(PATIENCE).await?;
         Ok(())
     });
 }
@@ -230,10 +231,7 @@ fn what_was_deleted_is_not_made_again() {
 /// Accepts: amqp/R4
 #[test]
 fn a_connection_cut_again_and_again_in_the_middle_of_recovery_ends_with_one_consumer() {
-    let broker = Broker::under_test();
-    run(async {
-        let (proxy, connection) = through(&broker).await?;
-        let keeper = client::connect(&broker.url(), Options::default()).await?;
+    scene(async |proxy, connection, keeper| {
         let watching = keeper.channel().await?;
         let queue = unique("recovery");
         let mut events = connection.events();
@@ -275,122 +273,42 @@ fn a_connection_cut_again_and_again_in_the_middle_of_recovery_ends_with_one_cons
             .await?;
         consumer.next().await?.unwrap().ack();
         assert!(consumer.try_next().is_none());
-        let _ = connection.close(PATIENCE).await?;
         watching.delete_queue(&queue).await?;
         Ok(())
     });
-}
-
-/// What a producer was told, and what a consumer has seen.
-#[derive(Default)]
-struct Ledger {
-    confirmed: RefCell<Vec<u32>>,
-    unconfirmed: Cell<u32>,
-    seen: RefCell<BTreeMap<u32, u32>>,
-}
-
-impl Ledger {
-    fn has_all(&self) -> bool {
-        let seen = self.seen.borrow();
-        self.confirmed.borrow().iter().all(|n| seen.contains_key(n))
-    }
-}
-
-async fn produce(
-    connection: Connection,
-    queue: Rc<str>,
-    ledger: Rc<Ledger>,
-    count: u32,
-) -> Result<(), Error> {
-    let publisher = connection
-        .publisher(PublisherOptions {
-            window: 50,
-            ..PublisherOptions::default()
-        })
-        .await?;
-    let mut confirming = Vec::new();
-    for n in 0..count {
-        let id = n.to_string();
-        let properties = Properties {
-            message_id: Some(&id),
-            delivery_mode: Some(2),
-            ..Properties::default()
-        };
-        // Now and then one of several frames.
-        let mut body = n.to_be_bytes().to_vec();
-        body.resize(if n % 50 == 7 { 300_000 } else { 100 }, 0);
-        let message = Message::new(&body).key(&queue).properties(&properties);
-        let confirm = publisher.publish(message.mandatory()).await?;
-        let ledger = Rc::clone(&ledger);
-        confirming.push(spawn(async move {
-            match confirm.await {
-                Ok(()) => ledger.confirmed.borrow_mut().push(n),
-                Err(Error::Unconfirmed(_)) => ledger.unconfirmed.set(ledger.unconfirmed.get() + 1),
-                Err(error) => panic!("{n}: {error}"),
-            }
-        }));
-    }
-    for task in confirming {
-        task.join().await.expect("every confirm resolves");
-    }
-    Ok(())
-}
-
-async fn consume(mut consumer: Consumer, ledger: Rc<Ledger>) -> Result<(), Error> {
-    while let Some(delivery) = consumer.next().await? {
-        let number = delivery.body()[..4].try_into().expect("four bytes");
-        *ledger
-            .seen
-            .borrow_mut()
-            .entry(u32::from_be_bytes(number))
-            .or_default() += 1;
-        delivery.ack();
-    }
-    Ok(())
 }
 
 /// Accepts: amqp/R8, amqp/R18
 #[test]
 fn connections_cut_under_load_lose_no_message_and_leave_no_confirm() {
     let broker = Broker::under_test();
-    const COUNT: u32 = 1_000;
     run(async {
         let (sending, sender) = through(&broker).await?;
         let (taking, taker) = through(&broker).await?;
-        let queue: Rc<str> = unique("recovery").into();
+        let queue = unique("recovery");
         let ledger = Rc::<Ledger>::default();
         let channel = taker.channel().await?;
         channel.queue(&queue).durable().declare().await?;
         let consumer = channel.consume(&queue).prefetch(20).start().await?;
         let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
-        let producing = spawn(produce(
-            sender.clone(),
-            Rc::clone(&queue),
-            Rc::clone(&ledger),
-            COUNT,
-        ));
+        let producer = Producer::start(&sender, &queue, &ledger);
         // A cut at some byte, a reset, an orderly end, on either side, while both go on.
-        for round in 1..=6_u32 {
-            while ledger.confirmed.borrow().len() < (round * COUNT / 8) as usize {
-                kernel::sleep(Duration::from_millis(1)).await?;
-            }
+        for round in 1..=6 {
+            ledger.goes_on(100).await?;
             match round % 3 {
                 0 => sending.cut_after(Direction::ToServer, 70_001),
                 1 => sending.reset(),
                 _ => taking.reset(),
             }
         }
-        producing.join().await.unwrap()?;
-        assert_eq!(ledger.confirmed.borrow().len(), COUNT as usize);
-        assert_eq!(ledger.unconfirmed.get(), 0);
-        while !ledger.has_all() {
-            kernel::sleep(Duration::from_millis(1)).await?;
-        }
-        let _ = sender.close(PATIENCE).await?;
+        ledger.goes_on(200).await?;
+        producer.stop().await?;
+        ledger.is_balanced().await?;
+        assert_eq!(ledger.unconfirmed(), 0, "all were published again");
+        closed(&sender).await?;
         drop(consuming);
         channel.delete_queue(&queue).await?;
-        let _ = taker.close(PATIENCE).await?;
-        Ok(())
+        closed(&taker).await
     });
 }
 
@@ -423,14 +341,14 @@ fn a_broker_that_is_killed_is_left_for_the_other_host_and_told_of() {
         } else {
             (second, first)
         };
-        let _ = looking.close(PATIENCE).await?;
+        closed(&looking).await?;
         killed.kill();
         let sent = publisher.send(Message::new(b"x").key(&queue).mandatory());
         let (sent, seen) = futures::join!(sent, recovered(&mut events));
         sent?;
         assert!(matches!(seen?[0], ConnectionEvent::Lost(_)));
         consumer.next().await?.unwrap().ack();
-        let _ = connection.close(PATIENCE).await?;
+        closed(&connection).await?;
         drop(alive);
         Ok(())
     });
@@ -444,21 +362,13 @@ fn a_broker_killed_during_publish_consume_and_recovery_leaves_no_future_pending(
         let mut broker = Broker::embedded();
         let (proxy, connection) = through(&broker).await?;
         let channel = connection.channel().await?;
-        let queue: Rc<str> = "tasks".into();
-        channel.queue(&queue).declare().await?;
+        channel.queue("tasks").declare().await?;
         let ledger = Rc::<Ledger>::default();
-        let consumer = channel.consume(&queue).prefetch(20).start().await?;
+        let consumer = channel.consume("tasks").prefetch(20).start().await?;
         let consuming = spawn(consume(consumer, Rc::clone(&ledger)));
-        let producing = spawn(produce(
-            connection.clone(),
-            Rc::clone(&queue),
-            Rc::clone(&ledger),
-            600,
-        ));
-        for (confirmed, bytes) in [(100, None), (250, Some(150)), (400, Some(600))] {
-            while ledger.confirmed.borrow().len() < confirmed {
-                kernel::sleep(Duration::from_millis(1)).await?;
-            }
+        let producer = Producer::start(&connection, "tasks", &ledger);
+        for bytes in [None, Some(150), Some(600)] {
+            ledger.goes_on(100).await?;
             let next = Broker::embedded();
             let old = std::mem::replace(&mut broker, next);
             old.kill();
@@ -468,23 +378,10 @@ fn a_broker_killed_during_publish_consume_and_recovery_leaves_no_future_pending(
                 proxy.cut_after(Direction::ToServer, bytes);
             }
         }
-        producing.join().await.unwrap()?;
-        assert_eq!(
-            ledger.confirmed.borrow().len() + ledger.unconfirmed.get() as usize,
-            600
-        );
-        let last: Vec<_> = ledger
-            .confirmed
-            .borrow()
-            .iter()
-            .rev()
-            .take(100)
-            .copied()
-            .collect();
-        while !last.iter().all(|n| ledger.seen.borrow().contains_key(n)) {
-            kernel::sleep(Duration::from_millis(1)).await?;
-        }
-        let _ = connection.close(PATIENCE).await?;
+        ledger.goes_on(200).await?;
+        producer.stop().await?;
+        ledger.has_seen_last(100).await?;
+        closed(&connection).await?;
         consuming.join().await.unwrap().unwrap_err();
         Ok(())
     });
@@ -523,7 +420,78 @@ fn a_consumer_whose_queue_somebody_deletes_is_started_again_on_a_new_one() {
             consumer.next().await,
             Err(Error::ConsumerCancelled { .. })
         ));
+        closed(&connection).await
+    });
+}
+
+/// Accepts: amqp/R2, amqp/R3
+#[test]
+fn what_the_server_still_keeps_for_the_lost_connection_comes_back_when_it_lets_go() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let watching = keeper.channel().await?;
+        let mut events = connection.events();
+        let (shared, mine, bare) = (unique("shared"), unique("mine"), unique("bare"));
+        watching.queue(&shared).declare().await?;
+        let one = connection.channel().await?;
+        let mut alone = one.consume(&shared).exclusive().start().await?;
+        let two = connection.channel().await?;
+        two.queue(&mine).exclusive().declare().await?;
+        let mut own = two.consume(&mine).start().await?;
+        // One that nobody consumes from, with a binding.
+        two.queue(&bare).exclusive().declare().await?;
+        two.bind_queue(&bare, "amq.direct", &bare).await?;
+
+        // The server has not noticed, so the lost connection still has them.
+        proxy.strand();
+        let mut seen = recovered(&mut events).await?;
+        let mut failed = BTreeMap::new();
+        for event in seen.drain(..) {
+            if let ConnectionEvent::EntityFailed { entity, error } = event {
+                failed.insert(entity.to_string(), error.reply_code().map(|code| code.0));
+            }
+        }
+        let refused = |code: u16, name: &str| {
+            let with = |(entity, refusal): (&String, &Option<u16>)| {
+                *refusal == Some(code) && entity.contains(name)
+            };
+            failed.iter().any(with)
+        };
+        assert!(refused(403, &shared), "{failed:?}");
+        assert!(refused(405, &mine) && refused(405, &bare), "{failed:?}");
+        kernel::sleep(Duration::from_millis(300)).await?;
+
+        proxy.let_go();
+        let mut missing = vec![
+            ConnectionEvent::ConsumerRestored {
+                queue: shared.clone(),
+            },
+            ConnectionEvent::ConsumerRestored {
+                queue: mine.clone(),
+            },
+            ConnectionEvent::QueueRestored {
+                queue: bare.clone(),
+            },
+        ];
+        while !missing.is_empty() {
+            let event = events.next().await?.expect("the connection lives");
+            missing.retain(|one| *one != event);
+        }
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        for key in [&shared, &mine] {
+            publisher
+                .send(Message::new(b"x").key(key).mandatory())
+                .await?;
+        }
+        alone.next().await?.unwrap().ack();
+        own.next().await?.unwrap().ack();
+        let message = Message::new(b"x").exchange("amq.direct").key(&bare);
+        publisher.send(message.mandatory()).await?;
+        assert_eq!(count(&two, &bare).await?, (1, 0));
         let _ = connection.close(PATIENCE).await?;
+        watching.delete_queue(&shared).await?;
         Ok(())
     });
 }

@@ -17,6 +17,7 @@ mod process;
 mod proxy;
 mod python;
 mod rabbit;
+mod random;
 
 pub use broker::Broker;
 pub use deadline::{Deadline, PATIENCE};
@@ -27,3 +28,4 @@ pub use process::{Ended, Process, Signal, wait_until_gone};
 pub use proxy::{Direction, Proxy};
 pub use python::{modules, script};
 pub use rabbit::Rabbit;
+pub use random::Random;

@@ -120,7 +120,13 @@ async fn dial(uri: &Uri, options: &Options) -> Result<Link, Error> {
                 Err(Failure::Down(down)) if down.is_final() => {
                     return Err(refused(server, uri, down));
                 }
-                Err(failure) => tried.push(format!("{server}: {failure}")),
+                Err(failure) => {
+                    // The address once is enough.
+                    let (text, again) =
+                        (failure.to_string(), format!("cannot connect to {peer}: "));
+                    let text = text.strip_prefix(&again).unwrap_or(&text);
+                    tried.push(format!("{server}: {text}"));
+                }
             }
         }
     }

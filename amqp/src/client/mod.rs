@@ -23,6 +23,9 @@
 //! # Ok::<(), client::Error>(()) }).unwrap().unwrap();
 //! ```
 //!
+//! `amqp/examples` has whole programs: `publish`, `consume`, `topology`, `rpc` asks and answers, `recovery` shows what [`Connection::events`] tells. Each brings a broker of
+//! its own unless it is given an address: `cargo run -p sweepea-amqp --example rpc`.
+//!
 //! # How it works
 //!
 //! One task a connection reads and writes the socket. Handles share the protocol's state with it, so what needs no answer (an

@@ -44,15 +44,7 @@ mod with_tls {
     use std::path::PathBuf;
     use std::sync::Arc;
 
-    use kernel::net::tls::rustls::client::danger::{
-        HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-    };
-    use kernel::net::tls::rustls::crypto::{CryptoProvider, ring};
-    use kernel::net::tls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use kernel::net::tls::rustls::{self, DigitallySignedStruct, SignatureScheme};
-    use kernel::net::tls::{
-        ClientConfig, ClientContext, Identity, read_certificates, read_private_key,
-    };
+    use kernel::net::tls::{ClientConfig, ClientContext, Identity};
 
     use crate::uri::{TlsOptions, Verify};
 
@@ -91,88 +83,26 @@ mod with_tls {
     pub(super) fn config(options: &TlsOptions) -> io::Result<Arc<ClientConfig>> {
         // The address's parser sees to it that there is none or both.
         let own = options.certfile.as_ref().zip(options.keyfile.as_ref());
-        if options.verify == Verify::Nothing {
-            let builder = ClientConfig::builder_with_provider(provider())
-                .with_safe_default_protocol_versions()
-                .map_err(io::Error::other)?
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
-            let config = match own {
-                None => builder.with_no_client_auth(),
-                Some((chain, key)) => builder
-                    .with_client_auth_cert(read_certificates(chain)?, read_private_key(key)?)
-                    .map_err(|error| {
-                        let (chain, key) = (chain.display(), key.display());
-                        io::Error::other(format!("{chain} with {key}: {error}"))
-                    })?,
-            };
-            return Ok(Arc::new(config));
-        }
-        let trusted = match &options.cacertfile {
-            Some(path) => path.clone(),
-            None => system_authorities().ok_or_else(|| {
-                let text = "this system has no list of authorities where it is looked for; name one with cacertfile or SSL_CERT_FILE";
-                io::Error::new(io::ErrorKind::NotFound, text)
-            })?,
+        let context = ClientContext::new();
+        let mut context = match options.verify {
+            Verify::Name => context.trust_file(authorities(options)?)?,
+            Verify::Authority => context.trust_file(authorities(options)?)?.any_name(),
+            Verify::Nothing => context.dangerously_trust_anybody(),
         };
-        let mut context = ClientContext::new().trust_file(trusted)?;
         if let Some((chain, key)) = own {
             context = context.identity(Identity::from_files(chain, key)?);
-        }
-        if options.verify == Verify::Authority {
-            context = context.any_name();
         }
         context.build()
     }
 
-    fn system_authorities() -> Option<PathBuf> {
-        let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-        named.or_else(|| SYSTEM.into_iter().map(PathBuf::from).find(|p| p.exists()))
-    }
-
-    fn provider() -> Arc<CryptoProvider> {
-        Arc::new(ring::default_provider())
-    }
-
-    /// `verify=verify_none`: takes any certificate, so that whoever sits between us and the server can pass for it. What is said is
-    /// still hidden from those who only listen.
-    #[derive(Debug)]
-    struct Anybody(Arc<CryptoProvider>);
-
-    impl ServerCertVerifier for Anybody {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, rustls::Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
+    /// Those that the address names, or else the system's.
+    fn authorities(options: &TlsOptions) -> io::Result<PathBuf> {
+        let named = options.cacertfile.clone();
+        let named = named.or_else(|| std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
+        let found = named.or_else(|| SYSTEM.into_iter().map(PathBuf::from).find(|p| p.exists()));
+        found.ok_or_else(|| {
+            let text = "this system has no list of authorities where it is looked for; name one with cacertfile or SSL_CERT_FILE";
+            io::Error::new(io::ErrorKind::NotFound, text)
+        })
     }
 }

@@ -1,9 +1,11 @@
 //! Where to connect to, and looking it up.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
+use crate::traps::at_caller;
 use crate::workers::run_in_thread;
 
 /// Where to connect to: an address, a host and a port, or a text such as `localhost:5672` or `[::1]:5672`.
@@ -25,18 +27,21 @@ impl Address {
     ///
     /// # Errors
     /// The resolver's; an [`Interrupt`](crate::Interrupt).
-    pub async fn resolve(self) -> io::Result<Vec<SocketAddr>> {
-        match self.0 {
-            Kind::Known(known) => Ok(vec![known]),
-            Kind::Host(host, port) => match host.parse::<IpAddr>() {
-                Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
-                Err(_) => look_up((host, port)).await,
-            },
-            Kind::Text(text) => match text.parse() {
-                Ok(known) => Ok(vec![known]),
-                Err(_) => look_up(text).await,
-            },
-        }
+    #[track_caller]
+    pub fn resolve(self) -> impl Future<Output = io::Result<Vec<SocketAddr>>> {
+        at_caller(async move {
+            match self.0 {
+                Kind::Known(known) => Ok(vec![known]),
+                Kind::Host(host, port) => match host.parse::<IpAddr>() {
+                    Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
+                    Err(_) => look_up(&host.clone(), (host, port)).await,
+                },
+                Kind::Text(text) => match text.parse() {
+                    Ok(known) => Ok(vec![known]),
+                    Err(_) => look_up(&text.clone(), text).await,
+                },
+            }
+        })
     }
 }
 
@@ -105,18 +110,15 @@ impl From<String> for Address {
     }
 }
 
-async fn look_up<N>(name: N) -> io::Result<Vec<SocketAddr>>
+async fn look_up<N>(host: &str, name: N) -> io::Result<Vec<SocketAddr>>
 where
-    N: ToSocketAddrs + fmt::Debug + Send + 'static,
+    N: ToSocketAddrs + Send + 'static,
 {
-    run_in_thread(move || match name.to_socket_addrs() {
-        Ok(found) => Ok(found.collect()),
-        Err(error) => {
-            let text = format!("cannot look up {name:?}: {error}");
-            Err(io::Error::new(error.kind(), text))
-        }
+    let found = run_in_thread(move || Ok(name.to_socket_addrs()?.collect()));
+    found.await?.map_err(|error: io::Error| {
+        let text = format!("cannot look up {host:?}: {error}");
+        io::Error::new(error.kind(), text)
     })
-    .await?
 }
 
 #[cfg(test)]

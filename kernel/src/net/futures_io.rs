@@ -1,18 +1,14 @@
 //! `futures_io::AsyncRead` and `AsyncWrite` for [`Polled`].
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ::futures_io::{AsyncRead, AsyncWrite};
 
-use super::Polled;
+use super::{PollRead, PollWrite, Polled};
 
-impl<T: AsFd + Unpin> AsyncRead for Polled<T>
-where
-    for<'a> &'a T: Read,
-{
+impl<S: PollRead + Unpin> AsyncRead for Polled<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -30,10 +26,7 @@ where
     }
 }
 
-impl<T: AsFd + Unpin> AsyncWrite for Polled<T>
-where
-    for<'a> &'a T: Write,
-{
+impl<S: PollWrite + Unpin> AsyncWrite for Polled<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -50,11 +43,11 @@ where
         Self::poll_write_vectored(self.get_mut(), cx, bufs)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_flush(self.get_mut(), cx)
     }
 
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Self::poll_close(&self))
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_close(self.get_mut(), cx)
     }
 }

@@ -1,5 +1,5 @@
-//! What [hyper](https://docs.rs/hyper/1) 1.x needs of a runtime: [`Polled`] is its `rt::Read` and `rt::Write`, [`KernelTimer`] its `rt::Timer`, [`KernelExecutor`] its
-//! `rt::Executor`. Nothing here asks for `Send`, and neither does hyper: services and bodies may hold an `Rc`.
+//! What [hyper](https://docs.rs/hyper/1) 1.x needs of a runtime: [`Polled`] is its `rt::Read` and `rt::Write`, in the clear and, over a `TlsStream`, for HTTPS;
+//! [`KernelTimer`] is its `rt::Timer`, [`KernelExecutor`] its `rt::Executor`. Nothing here asks for `Send`, and neither does hyper: services and bodies may hold an `Rc`.
 //!
 //! A connection future of hyper's is awaited in a task like any other. When that is cancelled or times out while it waits for its socket, the future ends:
 //!
@@ -45,12 +45,42 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # }).unwrap().unwrap();
 //! ```
+//!
+//! With TLS, offer the versions of HTTP that you serve, the best first, and serve the one that both agreed on; a client does the same.
+//!
+#![cfg_attr(feature = "tls", doc = "```no_run")]
+#![cfg_attr(not(feature = "tls"), doc = "```ignore")]
+//! # use std::convert::Infallible;
+//! # use hyper::service::service_fn;
+//! # use hyper::{Request, Response, body::Incoming};
+//! use hyper::server::conn::{http1, http2};
+//! use kernel::net::hyper::{KernelExecutor, KernelTimer};
+//! use kernel::net::tls::{Identity, ServerContext};
+//! use kernel::net::{Polled, Server, TcpStream, TlsStream};
+//! # async fn hello(_: Request<Incoming>) -> Result<Response<String>, Infallible> { Ok(Response::new(String::new())) }
+//!
+//! async fn serve(client: TlsStream<TcpStream>) -> std::io::Result<()> {
+//!     let is_http2 = client.alpn().is_some_and(|protocol| protocol == b"h2");
+//!     let (client, service) = (Polled::new(client), service_fn(hello));
+//!     let served = if is_http2 {
+//!         http2::Builder::new(KernelExecutor).timer(KernelTimer).serve_connection(client, service).await
+//!     } else {
+//!         http1::Builder::new().timer(KernelTimer).serve_connection(client, service).await
+//!     };
+//!     served.map_err(std::io::Error::other)
+//! }
+//!
+//! # kernel::run(async {
+//! let identity = Identity::from_files("server.pem", "server-key.pem")?;
+//! let context = ServerContext::new(identity).alpn(&["h2", "http/1.1"]).build()?;
+//! Server::new().tls(context).tcp("0.0.0.0:443", serve).await
+//! # }).unwrap().unwrap();
+//! ```
 
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
-use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -58,7 +88,7 @@ use std::time::{Duration, Instant};
 use ::hyper::rt;
 use send_wrapper::SendWrapper;
 
-use super::Polled;
+use super::{PollRead, PollWrite, Polled};
 use crate::cancel::{Shielded, shield};
 use crate::{spawn, time, traps};
 
@@ -70,10 +100,7 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-impl<T: AsFd + Unpin> rt::Read for Polled<T>
-where
-    for<'a> &'a T: Read,
-{
+impl<S: PollRead + Unpin> rt::Read for Polled<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -93,10 +120,7 @@ where
     }
 }
 
-impl<T: AsFd + Unpin> rt::Write for Polled<T>
-where
-    for<'a> &'a T: Write,
-{
+impl<S: PollWrite + Unpin> rt::Write for Polled<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -117,12 +141,12 @@ where
         Self::poll_write_vectored(self.get_mut(), cx, bufs)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_flush(self.get_mut(), cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.poll_close())
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_close(self.get_mut(), cx)
     }
 }
 

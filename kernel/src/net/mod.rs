@@ -56,7 +56,7 @@ pub use address::Address;
 pub use io::{Incomplete, Io};
 pub use open::{open_connection, open_unix_connection};
 #[cfg(any(feature = "futures-io", feature = "hyper"))]
-pub use polled::Polled;
+pub use polled::{Places, PollRead, PollWrite, Polled};
 pub use server::{
     Listen, Plain, Server, Welcome, tcp_server, tcp_server_socket, unix_server, unix_server_socket,
 };

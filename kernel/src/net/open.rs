@@ -1,5 +1,6 @@
 //! Connections with a read buffer in one call, by Curio's names.
 
+use std::future::Future;
 use std::io;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use super::address::Address;
 use super::stream::Stream;
 use super::tcp::TcpStream;
 use super::unix::UnixStream;
+use crate::traps::at_caller;
 
 /// Connects to `to`, with a read buffer. [`TcpStream::connect_from`] chooses the local address, too.
 ///
@@ -26,8 +28,11 @@ use super::unix::UnixStream;
 /// assert_eq!(client.read_line(512).await?, b"220 ready\r\n");
 /// # std::io::Result::Ok(()) }).unwrap().unwrap();
 /// ```
-pub async fn open_connection(to: impl Into<Address>) -> io::Result<Stream<TcpStream>> {
-    Ok(Stream::new(TcpStream::connect(to).await?))
+#[track_caller]
+pub fn open_connection(
+    to: impl Into<Address>,
+) -> impl Future<Output = io::Result<Stream<TcpStream>>> {
+    at_caller(async move { Ok(Stream::new(TcpStream::connect(to).await?)) })
 }
 
 /// Connects to the server at `path`, with a read buffer.
@@ -36,8 +41,11 @@ pub async fn open_connection(to: impl Into<Address>) -> io::Result<Stream<TcpStr
 ///
 /// # Errors
 /// As [`UnixStream::connect`].
-pub async fn open_unix_connection(path: impl AsRef<Path>) -> io::Result<Stream<UnixStream>> {
-    Ok(Stream::new(UnixStream::connect(path).await?))
+#[track_caller]
+pub fn open_unix_connection(
+    path: impl AsRef<Path>,
+) -> impl Future<Output = io::Result<Stream<UnixStream>>> {
+    at_caller(async move { Ok(Stream::new(UnixStream::connect(path).await?)) })
 }
 
 #[cfg(feature = "tls")]
@@ -55,17 +63,20 @@ mod with_tls {
     ///
     /// # Errors
     /// As [`TcpStream::connect`] and [`TlsStream::connect`].
-    pub async fn open_tls_connection(
+    #[track_caller]
+    pub fn open_tls_connection(
         to: impl Into<Address>,
         config: Arc<ClientConfig>,
         name: Option<&str>,
-    ) -> io::Result<Stream<TlsStream<TcpStream>>> {
-        let to = to.into();
-        let name = name.map_or_else(|| to.host(), str::to_owned);
-        let stream = TcpStream::connect(to).await?;
-        Ok(Stream::new(
-            TlsStream::connect(stream, config, &name).await?,
-        ))
+    ) -> impl Future<Output = io::Result<Stream<TlsStream<TcpStream>>>> {
+        at_caller(async move {
+            let to = to.into();
+            let name = name.map_or_else(|| to.host(), str::to_owned);
+            let stream = TcpStream::connect(to).await?;
+            Ok(Stream::new(
+                TlsStream::connect(stream, config, &name).await?,
+            ))
+        })
     }
 
     /// Connects to the server at `path` with TLS, and a read buffer. `name` is what the server's certificate must be for.
@@ -74,13 +85,16 @@ mod with_tls {
     ///
     /// # Errors
     /// As [`UnixStream::connect`] and [`TlsStream::connect`].
-    pub async fn open_unix_tls_connection(
+    #[track_caller]
+    pub fn open_unix_tls_connection(
         path: impl AsRef<Path>,
         config: Arc<ClientConfig>,
         name: &str,
-    ) -> io::Result<Stream<TlsStream<UnixStream>>> {
-        let stream = UnixStream::connect(path).await?;
-        Ok(Stream::new(TlsStream::connect(stream, config, name).await?))
+    ) -> impl Future<Output = io::Result<Stream<TlsStream<UnixStream>>>> {
+        at_caller(async move {
+            let stream = UnixStream::connect(path).await?;
+            Ok(Stream::new(TlsStream::connect(stream, config, name).await?))
+        })
     }
 }
 

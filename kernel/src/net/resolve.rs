@@ -5,9 +5,11 @@
 //!
 //! Each of these is a cancellation point. If dropped or interrupted, the caller goes on at once, and the thread when the resolver has answered.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
+use crate::traps::at_caller;
 use crate::workers::run_in_thread;
 
 /// The addresses of a host, each once, in the order in which they should be tried (`gethostbyname_ex`, but with IPv6).
@@ -21,23 +23,26 @@ use crate::workers::run_in_thread;
 /// assert!(addresses.iter().all(|address| address.is_loopback()));
 /// # std::io::Result::Ok(()) }).unwrap().unwrap();
 /// ```
-pub async fn gethostbyname(host: &str) -> io::Result<Vec<IpAddr>> {
-    let host = host.to_owned();
-    run_in_thread(move || {
-        let found = (&host[..], 0).to_socket_addrs();
-        let found = found.map_err(|error| explain(&host, &error))?;
-        let mut addresses = Vec::new();
-        for address in found.map(|address| address.ip()) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
+#[track_caller]
+pub fn gethostbyname(host: &str) -> impl Future<Output = io::Result<Vec<IpAddr>>> {
+    at_caller(async move {
+        let host = host.to_owned();
+        run_in_thread(move || {
+            let found = (&host[..], 0).to_socket_addrs();
+            let found = found.map_err(|error| explain(&host, &error))?;
+            let mut addresses = Vec::new();
+            for address in found.map(|address| address.ip()) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
             }
-        }
-        if addresses.is_empty() {
-            return Err(explain(&host, &io::ErrorKind::NotFound.into()));
-        }
-        Ok(addresses)
+            if addresses.is_empty() {
+                return Err(explain(&host, &io::ErrorKind::NotFound.into()));
+            }
+            Ok(addresses)
+        })
+        .await?
     })
-    .await?
 }
 
 /// This machine's name. Needs no resolver, so it is no cancellation point.
@@ -71,62 +76,75 @@ mod more {
     /// assert_eq!(found, ["127.0.0.1:8080".parse().unwrap()]);
     /// # std::io::Result::Ok(()) }).unwrap().unwrap();
     /// ```
-    pub async fn getaddrinfo(
+    #[track_caller]
+    pub fn getaddrinfo(
         host: Option<&str>,
         service: Option<&str>,
-    ) -> io::Result<Vec<SocketAddr>> {
-        let (host, service) = (host.map(str::to_owned), service.map(str::to_owned));
-        run_in_thread(move || {
-            let (host, service) = (host.as_deref(), service.as_deref());
-            let what = [host, service].map(Option::unwrap_or_default).join(":");
-            let hints = AddrInfoHints {
-                // Else every address comes once for each kind of socket.
-                socktype: SockType::Stream.into(),
-                ..AddrInfoHints::default()
-            };
-            dns_lookup::getaddrinfo(host, service, Some(hints))
-                .map_err(|error| failed(&what, error))?
-                .map(|found| Ok(found?.sockaddr))
-                .collect()
+    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> {
+        at_caller(async move {
+            let (host, service) = (host.map(str::to_owned), service.map(str::to_owned));
+            run_in_thread(move || {
+                let (host, service) = (host.as_deref(), service.as_deref());
+                let what = [host, service].map(Option::unwrap_or_default).join(":");
+                let hints = AddrInfoHints {
+                    // Else every address comes once for each kind of socket.
+                    socktype: SockType::Stream.into(),
+                    ..AddrInfoHints::default()
+                };
+                dns_lookup::getaddrinfo(host, service, Some(hints))
+                    .map_err(|error| failed(&what, error))?
+                    .map(|found| Ok(found?.sockaddr))
+                    .collect()
+            })
+            .await?
         })
-        .await?
     }
 
     /// The names of a host and a service; their numbers, as text, where there are no names.
     ///
     /// # Errors
     /// The resolver's, with the address; an [`Interrupt`](crate::Interrupt).
-    pub async fn getnameinfo(address: SocketAddr) -> io::Result<(String, String)> {
-        run_in_thread(move || {
-            dns_lookup::getnameinfo(&address, 0)
-                .map_err(|error| failed(&address.to_string(), error))
+    #[track_caller]
+    pub fn getnameinfo(address: SocketAddr) -> impl Future<Output = io::Result<(String, String)>> {
+        at_caller(async move {
+            run_in_thread(move || {
+                dns_lookup::getnameinfo(&address, 0)
+                    .map_err(|error| failed(&address.to_string(), error))
+            })
+            .await?
         })
-        .await?
     }
 
     /// The name of a host.
     ///
     /// # Errors
     /// The resolver's, with the address, also if it has no name; an [`Interrupt`](crate::Interrupt).
-    pub async fn gethostbyaddr(address: IpAddr) -> io::Result<String> {
-        run_in_thread(move || {
-            dns_lookup::lookup_addr(&address).map_err(|error| failed(&address.to_string(), error))
+    #[track_caller]
+    pub fn gethostbyaddr(address: IpAddr) -> impl Future<Output = io::Result<String>> {
+        at_caller(async move {
+            run_in_thread(move || {
+                dns_lookup::lookup_addr(&address)
+                    .map_err(|error| failed(&address.to_string(), error))
+            })
+            .await?
         })
-        .await?
     }
 
     /// The full name of a host: that of its first address which has one with a dot, else the name as it is.
     ///
     /// # Errors
     /// An [`Interrupt`](crate::Interrupt); a name that cannot be looked up is its own answer.
-    pub async fn getfqdn(host: &str) -> io::Result<String> {
-        let name = host.to_owned();
-        let named = run_in_thread(move || {
-            let found = (&name[..], 0).to_socket_addrs().ok()?;
-            let mut names = found.filter_map(|found| dns_lookup::lookup_addr(&found.ip()).ok());
-            names.find(|name| name.contains('.'))
-        });
-        Ok(named.await?.unwrap_or_else(|| host.to_owned()))
+    #[track_caller]
+    pub fn getfqdn(host: &str) -> impl Future<Output = io::Result<String>> {
+        at_caller(async move {
+            let name = host.to_owned();
+            let named = run_in_thread(move || {
+                let found = (&name[..], 0).to_socket_addrs().ok()?;
+                let mut names = found.filter_map(|found| dns_lookup::lookup_addr(&found.ip()).ok());
+                names.find(|name| name.contains('.'))
+            });
+            Ok(named.await?.unwrap_or_else(|| host.to_owned()))
+        })
     }
 
     fn failed(what: &str, error: LookupError) -> io::Error {

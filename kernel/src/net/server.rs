@@ -28,6 +28,7 @@ use crate::error::{Interrupt, MaybeInterrupt};
 use crate::group::{Done, GroupError, TaskGroup, Wait};
 use crate::task::TaskId;
 use crate::time::sleep;
+use crate::traps::at_caller;
 
 const MAX_CLIENTS: usize = 512;
 const PAUSES: std::ops::RangeInclusive<Duration> =
@@ -63,11 +64,15 @@ const PAUSES: std::ops::RangeInclusive<Duration> =
 /// server.cancel().await?;
 /// # std::io::Result::Ok(()) }).unwrap().unwrap();
 /// ```
-pub async fn tcp_server<H>(on: impl ToSocketAddrs, handler: H) -> io::Result<Infallible>
+#[track_caller]
+pub fn tcp_server<H>(
+    on: impl ToSocketAddrs,
+    handler: H,
+) -> impl Future<Output = io::Result<Infallible>>
 where
     H: AsyncFn(TcpStream) -> io::Result<()> + 'static,
 {
-    Server::new().tcp(on, handler).await
+    Server::new().tcp(on, handler)
 }
 
 /// Serves clients that connect to `path`: `handler` runs in a task for each. [`Server`] has the options, and this is
@@ -75,11 +80,15 @@ where
 ///
 /// # Errors
 /// As [`Server::run`], and those of [`UnixListener::bind`].
-pub async fn unix_server<H>(path: impl AsRef<Path>, handler: H) -> io::Result<Infallible>
+#[track_caller]
+pub fn unix_server<H>(
+    path: impl AsRef<Path>,
+    handler: H,
+) -> impl Future<Output = io::Result<Infallible>>
 where
     H: AsyncFn(UnixStream) -> io::Result<()> + 'static,
 {
-    Server::new().unix(path, handler).await
+    Server::new().unix(path, handler)
 }
 
 /// The socket of [`tcp_server`], for [`Server::run`]: for whoever wants to know its port, or to make it before privileges are dropped.
@@ -184,26 +193,40 @@ impl<W> Server<W> {
     ///
     /// # Errors
     /// Theirs.
-    pub async fn tcp<H>(self, on: impl ToSocketAddrs, handler: H) -> io::Result<Infallible>
+    #[track_caller]
+    pub fn tcp<H>(
+        self,
+        on: impl ToSocketAddrs,
+        handler: H,
+    ) -> impl Future<Output = io::Result<Infallible>>
     where
         W: Welcome<TcpStream>,
         H: AsyncFn(W::Client) -> io::Result<()> + 'static,
     {
-        let listener = self.tcp_socket(on)?;
-        self.run(listener, handler).await
+        at_caller(async move {
+            let listener = self.tcp_socket(on)?;
+            self.run(listener, handler).await
+        })
     }
 
     /// [`run`](Self::run) with [`unix_socket`](Self::unix_socket). The path stays when the server ends.
     ///
     /// # Errors
     /// Theirs.
-    pub async fn unix<H>(self, path: impl AsRef<Path>, handler: H) -> io::Result<Infallible>
+    #[track_caller]
+    pub fn unix<H>(
+        self,
+        path: impl AsRef<Path>,
+        handler: H,
+    ) -> impl Future<Output = io::Result<Infallible>>
     where
         W: Welcome<UnixStream>,
         H: AsyncFn(W::Client) -> io::Result<()> + 'static,
     {
-        let listener = self.unix_socket(path)?;
-        self.run(listener, handler).await
+        at_caller(async move {
+            let listener = self.unix_socket(path)?;
+            self.run(listener, handler).await
+        })
     }
 
     /// Serves those who connect to `listener`, until it is interrupted or the listener fails (Curio's `run_server`). `handler` gets a client as its
@@ -214,36 +237,39 @@ impl<W> Server<W> {
     ///
     /// # Errors
     /// Those of `accept(2)` that concern the listener; an [`Interrupt`].
-    pub async fn run<L, H>(self, listener: L, handler: H) -> io::Result<Infallible>
+    #[track_caller]
+    pub fn run<L, H>(self, listener: L, handler: H) -> impl Future<Output = io::Result<Infallible>>
     where
         L: Listen,
         W: Welcome<L::Stream>,
         H: AsyncFn(W::Client) -> io::Result<()> + 'static,
     {
-        let service = Rc::new((self.welcome, handler));
-        let mut clients = Clients {
-            tasks: TaskGroup::new(Wait::None),
-            peers: HashMap::new(),
-            was_full: false,
-        };
-        let stopped = loop {
-            let (stream, peer) = match clients.next(&listener, self.max_clients).await {
-                Ok(client) => client,
-                Err(error) => break error,
+        at_caller(async move {
+            let service = Rc::new((self.welcome, handler));
+            let mut clients = Clients {
+                tasks: TaskGroup::new(Wait::None),
+                peers: HashMap::new(),
+                was_full: false,
             };
-            let service = Rc::clone(&service);
-            let task = clients.tasks.spawn(async move {
-                let (welcome, handler) = &*service;
-                let client = welcome.welcome(stream).await?;
-                handler(client).await
-            });
-            task.set_name(&format!("client {peer}"));
-            clients.peers.insert(task.id(), peer);
-        };
-        for (id, result) in clients.tasks.join().await?.results {
-            report(clients.peers.remove(&id), result);
-        }
-        Err(stopped)
+            let stopped = loop {
+                let (stream, peer) = match clients.next(&listener, self.max_clients).await {
+                    Ok(client) => client,
+                    Err(error) => break error,
+                };
+                let service = Rc::clone(&service);
+                let task = clients.tasks.spawn(async move {
+                    let (welcome, handler) = &*service;
+                    let client = welcome.welcome(stream).await?;
+                    handler(client).await
+                });
+                task.set_name(&format!("client {peer}"));
+                clients.peers.insert(task.id(), peer);
+            };
+            for (id, result) in clients.tasks.join().await?.results {
+                report(clients.peers.remove(&id), result);
+            }
+            Err(stopped)
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use super::io::{Incomplete, Io};
+use crate::traps::at_caller;
 
 const CHUNK: usize = 8 * 1024;
 
@@ -151,17 +152,20 @@ impl<S: Read> Stream<S> {
     ///
     /// # Errors
     /// Those of the connection.
-    pub async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.data.is_empty() && buf.len() >= CHUNK {
-            return self.inner.read(buf).await;
-        }
-        if self.data.is_empty() && !buf.is_empty() {
-            self.fill(CHUNK).await?;
-        }
-        let count = buf.len().min(self.data.len());
-        buf[..count].copy_from_slice(&self.buffered()[..count]);
-        self.data.start += count;
-        Ok(count)
+    #[track_caller]
+    pub fn read(&mut self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+        at_caller(async move {
+            if self.data.is_empty() && buf.len() >= CHUNK {
+                return self.inner.read(buf).await;
+            }
+            if self.data.is_empty() && !buf.is_empty() {
+                self.fill(CHUNK).await?;
+            }
+            let count = buf.len().min(self.data.len());
+            buf[..count].copy_from_slice(&self.buffered()[..count]);
+            self.data.start += count;
+            Ok(count)
+        })
     }
 
     /// Fills `buf`, all of it or nothing.
@@ -170,15 +174,18 @@ impl<S: Read> Stream<S> {
     ///
     /// # Errors
     /// Those of the connection, and `UnexpectedEof`, with the number of bytes that wait in the buffer.
-    pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Incomplete> {
-        while self.data.len() < buf.len() {
-            if self.more(buf.len()).await? == 0 {
-                return Err(self.incomplete(io::ErrorKind::UnexpectedEof.into()));
+    #[track_caller]
+    pub fn read_exact(&mut self, buf: &mut [u8]) -> impl Future<Output = Result<(), Incomplete>> {
+        at_caller(async move {
+            while self.data.len() < buf.len() {
+                if self.more(buf.len()).await? == 0 {
+                    return Err(self.incomplete(io::ErrorKind::UnexpectedEof.into()));
+                }
             }
-        }
-        buf.copy_from_slice(&self.buffered()[..buf.len()]);
-        self.data.start += buf.len();
-        Ok(())
+            buf.copy_from_slice(&self.buffered()[..buf.len()]);
+            self.data.start += buf.len();
+            Ok(())
+        })
     }
 
     /// Reads up to and including the first `end`; at the end of the stream, what is left, perhaps nothing. At most `limit` bytes.
@@ -187,30 +194,38 @@ impl<S: Read> Stream<S> {
     ///
     /// # Errors
     /// Those of the connection, and `InvalidData` if there is no `end` within `limit` bytes, with the number of bytes that wait in the buffer.
-    pub async fn read_until(&mut self, end: u8, limit: usize) -> Result<Vec<u8>, Incomplete> {
-        let mut searched = 0;
-        loop {
-            let window = &self.buffered()[..self.data.len().min(limit)];
-            if let Some(at) = window[searched..].iter().position(|&byte| byte == end) {
-                return Ok(self.take(searched + at + 1));
+    #[track_caller]
+    pub fn read_until(
+        &mut self,
+        end: u8,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<u8>, Incomplete>> {
+        at_caller(async move {
+            let mut searched = 0;
+            loop {
+                let window = &self.buffered()[..self.data.len().min(limit)];
+                if let Some(at) = window[searched..].iter().position(|&byte| byte == end) {
+                    return Ok(self.take(searched + at + 1));
+                }
+                searched = window.len();
+                if searched == limit {
+                    let text = format!("no {:?} within {limit} bytes", char::from(end));
+                    return Err(self.incomplete(io::Error::new(io::ErrorKind::InvalidData, text)));
+                }
+                if self.more(limit).await? == 0 {
+                    return Ok(self.take(searched));
+                }
             }
-            searched = window.len();
-            if searched == limit {
-                let text = format!("no {:?} within {limit} bytes", char::from(end));
-                return Err(self.incomplete(io::Error::new(io::ErrorKind::InvalidData, text)));
-            }
-            if self.more(limit).await? == 0 {
-                return Ok(self.take(searched));
-            }
-        }
+        })
     }
 
     /// Reads a line with its `\n`; at the end of the stream, what is left, perhaps nothing. As [`read_until`](Self::read_until).
     ///
     /// # Errors
     /// As [`read_until`](Self::read_until).
-    pub async fn read_line(&mut self, limit: usize) -> Result<Vec<u8>, Incomplete> {
-        self.read_until(b'\n', limit).await
+    #[track_caller]
+    pub fn read_line(&mut self, limit: usize) -> impl Future<Output = Result<Vec<u8>, Incomplete>> {
+        self.read_until(b'\n', limit)
     }
 
     /// Reads everything to the end of the stream, at most `limit` bytes (Curio's `readall`).
@@ -219,14 +234,20 @@ impl<S: Read> Stream<S> {
     ///
     /// # Errors
     /// Those of the connection, and `FileTooLarge` beyond `limit`, with the number of bytes that wait in the buffer.
-    pub async fn read_to_end(&mut self, limit: usize) -> Result<Vec<u8>, Incomplete> {
-        while self.data.len() <= limit {
-            if self.more(limit.saturating_add(1)).await? == 0 {
-                return Ok(self.take(self.data.len()));
+    #[track_caller]
+    pub fn read_to_end(
+        &mut self,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<u8>, Incomplete>> {
+        at_caller(async move {
+            while self.data.len() <= limit {
+                if self.more(limit.saturating_add(1)).await? == 0 {
+                    return Ok(self.take(self.data.len()));
+                }
             }
-        }
-        let text = format!("the stream has more than {limit} bytes");
-        Err(self.incomplete(io::Error::new(io::ErrorKind::FileTooLarge, text)))
+            let text = format!("the stream has more than {limit} bytes");
+            Err(self.incomplete(io::Error::new(io::ErrorKind::FileTooLarge, text)))
+        })
     }
 
     /// As `fill`, for an operation that gets `needed` bytes in all.
@@ -262,6 +283,21 @@ impl<S: Read> Stream<S> {
     }
 }
 
+#[cfg(feature = "tls")]
+impl<T: AsFd> Stream<super::tls::TlsStream<Io<T>>>
+where
+    for<'a> &'a T: io::Read + io::Write,
+{
+    /// Ends the connection as TLS wants, as [`TlsStream::close`](super::TlsStream::close). What is in the buffer is gone.
+    ///
+    /// # Errors
+    /// As [`Io::write`].
+    #[track_caller]
+    pub fn close(self) -> impl Future<Output = io::Result<()>> {
+        self.inner.close()
+    }
+}
+
 impl<S: Write> Stream<S> {
     /// Writes all of `data`, straight to the connection, and waits until the system has it.
     ///
@@ -269,20 +305,23 @@ impl<S: Write> Stream<S> {
     ///
     /// # Errors
     /// Those of the connection, with the number of bytes that went before; also for an interrupt.
-    pub async fn write_all(&self, data: &[u8]) -> Result<(), Incomplete> {
-        let mut done = 0;
-        while done < data.len() {
-            done += match self.inner.write(&data[done..]).await {
-                Ok(0) => {
-                    let error = io::ErrorKind::WriteZero.into();
-                    return Err(Incomplete { done, error });
-                }
-                Ok(written) => written,
-                Err(error) => return Err(Incomplete { done, error }),
-            };
-        }
-        let flushed = self.inner.flush().await;
-        flushed.map_err(|error| Incomplete { done, error })
+    #[track_caller]
+    pub fn write_all(&self, data: &[u8]) -> impl Future<Output = Result<(), Incomplete>> {
+        at_caller(async move {
+            let mut done = 0;
+            while done < data.len() {
+                done += match self.inner.write(&data[done..]).await {
+                    Ok(0) => {
+                        let error = io::ErrorKind::WriteZero.into();
+                        return Err(Incomplete { done, error });
+                    }
+                    Ok(written) => written,
+                    Err(error) => return Err(Incomplete { done, error }),
+                };
+            }
+            let flushed = self.inner.flush().await;
+            flushed.map_err(|error| Incomplete { done, error })
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! TCP.
 
+use std::future::Future;
 use std::io;
 use std::net::{self, Shutdown, SocketAddr, ToSocketAddrs};
 
@@ -9,7 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::address::Address;
 use super::io::{Io, accept};
 use crate::error::MaybeInterrupt;
-use crate::traps::{Direction, ReadyOp};
+use crate::traps::{Direction, ReadyOp, at_caller};
 
 /// How to make a listening socket.
 #[derive(Clone, Copy, Debug)]
@@ -30,12 +31,12 @@ impl Default for Listening {
     }
 }
 
-/// Accepts TCP connections.
+/// Accepts TCP connections. Its methods are on the page of [`Io`], as are those of all sockets.
 ///
 /// If dropped, it is closed, and connections nobody accepted are refused.
 pub type TcpListener = Io<net::TcpListener>;
 
-/// A TCP connection.
+/// A TCP connection. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; what was written is sent first.
 pub type TcpStream = Io<net::TcpStream>;
@@ -99,30 +100,39 @@ impl Io<net::TcpStream> {
     /// # Errors
     /// Those of [`Address::resolve`]; those of `connect(2)`, with the address, and of several addresses all, with the kind of the last; an
     /// [`Interrupt`](crate::Interrupt).
-    pub async fn connect(to: impl Into<Address>) -> io::Result<Self> {
-        let to = to.into();
-        let mut failures = Failures::default();
-        for peer in to.clone().resolve().await? {
-            match open(None, peer).await {
-                Err(error) if error.interrupt().is_none() => failures.add(peer, error),
-                outcome => return outcome,
+    #[track_caller]
+    pub fn connect(to: impl Into<Address>) -> impl Future<Output = io::Result<Self>> {
+        at_caller(async move {
+            let to = to.into();
+            let mut failures = Failures::default();
+            for peer in to.clone().resolve().await? {
+                match open(None, peer).await {
+                    Err(error) if error.interrupt().is_none() => failures.add(peer, error),
+                    outcome => return outcome,
+                }
             }
-        }
-        Err(failures.into_error("connect to", Some(&to)))
+            Err(failures.into_error("connect to", Some(&to)))
+        })
     }
 
     /// Connects from a local address of one's choice, with port 0 from any of its ports (Curio's `source_addr`). As [`connect`](Self::connect) otherwise.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), with those of `bind(2)`.
-    pub async fn connect_from(local: SocketAddr, peer: SocketAddr) -> io::Result<Self> {
-        match open(Some(local), peer).await {
-            Err(error) if error.interrupt().is_none() => {
-                let text = format!("cannot connect from {local} to {peer}: {error}");
-                Err(io::Error::new(error.kind(), text))
+    #[track_caller]
+    pub fn connect_from(
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self>> {
+        at_caller(async move {
+            match open(Some(local), peer).await {
+                Err(error) if error.interrupt().is_none() => {
+                    let text = format!("cannot connect from {local} to {peer}: {error}");
+                    Err(io::Error::new(error.kind(), text))
+                }
+                outcome => outcome,
             }
-            outcome => outcome,
-        }
+        })
     }
 
     /// Our end.

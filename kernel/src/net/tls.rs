@@ -20,7 +20,6 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -31,8 +30,9 @@ use socket2::SockRef;
 
 use super::io::{Incomplete, Io};
 use super::stream::{Read, Write};
+use crate::error::MaybeInterrupt;
 use crate::runtime::WaitKind;
-use crate::traps::{Direction, Lot, ReadyOp, poll_proceed, sched_wait, sched_wake};
+use crate::traps::{Direction, Lot, ReadyOp, at_caller, poll_proceed, sched_wait, sched_wake};
 
 pub use super::open::{open_tls_connection, open_unix_tls_connection};
 pub use super::server::Tls;
@@ -137,8 +137,7 @@ where
         config: Arc<ClientConfig>,
         name: &str,
     ) -> impl Future<Output = io::Result<Self>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             let server = ServerName::try_from(name.to_owned()).map_err(|_| {
                 let text =
                     format!("{name:?} is neither a host name nor an IP address: TLS needs one");
@@ -149,8 +148,8 @@ where
                 None => name.to_owned(),
             };
             let session = rustls::ClientConnection::new(config, server);
-            Self::begin(stream, peer, session.map(Into::into), at).await
-        }
+            Self::begin(stream, peer, session.map(Into::into)).await
+        })
     }
 
     /// Begins TLS on a connected socket, as its server.
@@ -165,23 +164,21 @@ where
         stream: Io<T>,
         config: Arc<ServerConfig>,
     ) -> impl Future<Output = io::Result<Self>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             if config.max_early_data_size > 0 {
                 let text = "early data cannot be read here; leave `max_early_data_size` at 0";
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
             let peer = address_of(&stream).unwrap_or_else(|| "a client".to_owned());
             let session = rustls::ServerConnection::new(config);
-            Self::begin(stream, peer, session.map(Into::into), at).await
-        }
+            Self::begin(stream, peer, session.map(Into::into)).await
+        })
     }
 
     async fn begin(
         io: Io<T>,
         peer: String,
         session: Result<rustls::Connection, rustls::Error>,
-        at: &'static Location<'static>,
     ) -> io::Result<Self> {
         let peer = peer.into_boxed_str();
         let tls = match session {
@@ -194,22 +191,22 @@ where
             writing_readers: Cell::new(0),
             direction_free: Lot::new(),
         };
-        stream.shake_hands(at).await?;
+        stream.shake_hands().await?;
         Ok(stream)
     }
 
-    async fn shake_hands(&self, at: &'static Location<'static>) -> io::Result<()> {
+    async fn shake_hands(&self) -> io::Result<()> {
         loop {
             let checked = self.state.borrow().check();
             checked.map_err(|error| self.say_goodbye(error))?;
-            self.flush_from(at).await?;
+            self.send_all().await?;
             if !self.state.borrow().tls.is_handshaking() {
                 return Ok(());
             }
             let fed = self.state.borrow_mut().feed();
             match fed {
                 Ok(true) => {}
-                Ok(false) => self.receive(at).await?,
+                Ok(false) => self.receive().await?,
                 Err(error) => return Err(self.say_goodbye(error)),
             }
         }
@@ -224,18 +221,17 @@ where
     /// that is damaged or forged. What came whole before that is read first.
     #[track_caller]
     pub fn read(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             poll_fn(|cx| poll_proceed(cx)).await;
             loop {
                 let taken = self.state.borrow_mut().take(buf);
                 match taken {
                     Ok(Some(count)) => return Ok(count),
-                    Ok(None) => self.receive(at).await?,
+                    Ok(None) => self.receive().await?,
                     Err(error) => return Err(self.say_goodbye(error)),
                 }
             }
-        }
+        })
     }
 
     /// Writes as much of `data` as is taken at once, and says how much that was. What the socket does not take of it leaves with a later call:
@@ -247,9 +243,7 @@ where
     /// As [`Io::write`]; `BrokenPipe` after [`shutdown`](Self::shutdown).
     #[track_caller]
     pub fn write(&self, data: &[u8]) -> impl Future<Output = io::Result<usize>> {
-        self.encrypt(Location::caller(), |mut writer| {
-            io::Write::write(&mut writer, data)
-        })
+        at_caller(self.encrypt(|mut writer| io::Write::write(&mut writer, data)))
     }
 
     /// As [`write`](Self::write), from several buffers, one after the other.
@@ -258,18 +252,15 @@ where
     /// As [`write`](Self::write).
     #[track_caller]
     pub fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> impl Future<Output = io::Result<usize>> {
-        self.encrypt(Location::caller(), |mut writer| {
-            io::Write::write_vectored(&mut writer, bufs)
-        })
+        at_caller(self.encrypt(|mut writer| io::Write::write_vectored(&mut writer, bufs)))
     }
 
     async fn encrypt(
         &self,
-        at: &'static Location<'static>,
         write: impl FnOnce(rustls::Writer<'_>) -> io::Result<usize>,
     ) -> io::Result<usize> {
         poll_fn(|cx| poll_proceed(cx)).await;
-        self.flush_from(at).await?;
+        self.send_all().await?;
         let taken = self.state.borrow_mut().encrypt(write)?;
         self.push()?;
         Ok(taken)
@@ -284,12 +275,11 @@ where
     /// what the system does not have of them leaves with the next call.
     #[track_caller]
     pub fn write_all(&self, data: &[u8]) -> impl Future<Output = Result<(), Incomplete>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             let mut done = 0;
             while done < data.len() {
                 let rest = &data[done..];
-                let write = self.encrypt(at, |mut writer| io::Write::write(&mut writer, rest));
+                let write = self.encrypt(|mut writer| io::Write::write(&mut writer, rest));
                 match write.await {
                     Ok(0) => {
                         let error = io::ErrorKind::WriteZero.into();
@@ -299,9 +289,9 @@ where
                     Err(error) => return Err(Incomplete { done, error }),
                 }
             }
-            let flushed = self.flush_from(at).await;
+            let flushed = self.send_all().await;
             flushed.map_err(|error| Incomplete { done, error })
-        }
+        })
     }
 
     /// Waits until the system has all that was written.
@@ -312,7 +302,7 @@ where
     /// As [`Io::write`].
     #[track_caller]
     pub fn flush(&self) -> impl Future<Output = io::Result<()>> {
-        self.flush_from(Location::caller())
+        at_caller(self.send_all())
     }
 
     /// Ends our direction: tells the other side that this was all (`close_notify`). Theirs goes on, and can be read to its end.
@@ -323,11 +313,10 @@ where
     /// As [`Io::write`].
     #[track_caller]
     pub fn shutdown(&self) -> impl Future<Output = io::Result<()>> {
-        let at = Location::caller();
-        async move {
+        at_caller(async move {
             self.state.borrow_mut().shut();
-            self.flush_from(at).await
-        }
+            self.send_all().await
+        })
     }
 
     /// [`shutdown`](Self::shutdown), then closes the connection. Does not wait for the other side's end: whoever wants that reads to it first.
@@ -336,25 +325,28 @@ where
     ///
     /// # Errors
     /// As [`Io::write`].
-    pub async fn close(self) -> io::Result<()> {
-        self.shutdown().await?;
-        // With something unread the system would reset the connection, and the other side might never read what we wrote. A
-        // client that read nothing has the server's session tickets there.
-        let mut unread = [0; 4096];
-        let mut discarded = 0;
-        let mut socket = self.io.as_std();
-        while discarded < DISCARD {
-            match io::Read::read(&mut socket, &mut unread) {
-                Ok(count) if count > 0 => discarded += count,
-                _ => break,
+    #[track_caller]
+    pub fn close(self) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            self.shutdown().await?;
+            // With something unread the system would reset the connection, and the other side might never read what we wrote. A
+            // client that read nothing has the server's session tickets there.
+            let mut unread = [0; 4096];
+            let mut discarded = 0;
+            let mut socket = self.io.as_std();
+            while discarded < DISCARD {
+                match io::Read::read(&mut socket, &mut unread) {
+                    Ok(count) if count > 0 => discarded += count,
+                    _ => break,
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    async fn flush_from(&self, at: &'static Location<'static>) -> io::Result<()> {
+    async fn send_all(&self) -> io::Result<()> {
         while self.state.borrow().tls.wants_write() {
-            match self.send().called_at(at).await {
+            match self.send().await {
                 Ok(_) => {}
                 Err(error)
                     if error.kind() == io::ErrorKind::ResourceBusy
@@ -398,23 +390,26 @@ where
     }
 
     /// Receives ciphertext in one system call; meanwhile sends what is there.
-    async fn receive(&self, at: &'static Location<'static>) -> io::Result<()> {
+    async fn receive(&self) -> io::Result<()> {
         let chunk = self.state.borrow().chunk;
-        let read = self.io.moving(Direction::Read, chunk, |socket| {
+        let mut read = self.io.moving(Direction::Read, chunk, |socket| {
             self.state.borrow_mut().fill(socket)
         });
-        let mut read = read.called_at(at);
         if !self.state.borrow().tls.wants_write() {
             read.await?;
             return Ok(());
         }
         let mut turn = Some(WriteTurn::new(self));
-        let mut send = Some(self.send().called_at(at));
+        let mut send = Some(self.send());
         poll_fn(|cx| {
             while let Some(sending) = &mut send {
                 match Pin::new(sending).poll(cx) {
                     Poll::Ready(Ok(_)) if self.state.borrow().tls.wants_write() => {
-                        send = Some(self.send().called_at(at));
+                        send = Some(self.send());
+                    }
+                    Poll::Ready(Err(error)) if error.interrupt().is_some() => {
+                        // It is told once, and this was the time.
+                        return Poll::Ready(Err(error));
                     }
                     // All is sent; or a writer waits there already, and sends it; or there will be no more writing, which the next to try is told.
                     Poll::Ready(Ok(_) | Err(_)) => {
@@ -427,6 +422,108 @@ where
         })
         .await?;
         Ok(())
+    }
+}
+
+/// For code that polls, which has this stream for itself.
+#[cfg(any(feature = "futures-io", feature = "hyper"))]
+mod polls {
+    use std::task::{Context, ready};
+
+    use super::*;
+    use crate::net::polled::{Places, PollRead, PollWrite, end_writing};
+
+    impl<T: AsFd> PollRead for TlsStream<Io<T>>
+    where
+        for<'a> &'a T: io::Read + io::Write,
+    {
+        /// As `receive`, it sends meanwhile what is there.
+        fn poll_read(
+            &self,
+            places: &mut Places,
+            cx: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            ready!(poll_proceed(cx));
+            loop {
+                let taken = self.state.borrow_mut().take(buf);
+                match taken {
+                    Ok(Some(count)) => return Poll::Ready(Ok(count)),
+                    Ok(None) => {}
+                    Err(error) => return Poll::Ready(Err(self.say_goodbye(error))),
+                }
+                match self.poll_flush(places, cx) {
+                    Poll::Ready(Err(error)) if error.interrupt().is_some() => {
+                        return Poll::Ready(Err(error));
+                    }
+                    // That there is no more writing is said to whoever writes.
+                    Poll::Ready(_) | Poll::Pending => {}
+                }
+                let chunk = self.state.borrow().chunk;
+                let fill = |socket| self.state.borrow_mut().fill(socket);
+                let place = &mut places.reading;
+                ready!(self.io.poll_moving(Direction::Read, place, cx, chunk, fill))?;
+            }
+        }
+    }
+
+    impl<T: AsFd> PollWrite for TlsStream<Io<T>>
+    where
+        for<'a> &'a T: io::Read + io::Write,
+    {
+        fn poll_write(
+            &self,
+            places: &mut Places,
+            cx: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_encrypt(places, cx, |mut writer| io::Write::write(&mut writer, data))
+        }
+
+        fn poll_write_vectored(
+            &self,
+            places: &mut Places,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_encrypt(places, cx, |mut writer| {
+                io::Write::write_vectored(&mut writer, bufs)
+            })
+        }
+
+        fn poll_flush(&self, places: &mut Places, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            while self.state.borrow().tls.wants_write() {
+                let send = |socket| self.state.borrow_mut().send(socket);
+                let place = &mut places.writing;
+                // How much there is to send is not known.
+                ready!(self.io.poll_moving(Direction::Write, place, cx, 0, send))?;
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(&self, places: &mut Places, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.state.borrow_mut().shut();
+            ready!(self.poll_flush(places, cx))?;
+            Poll::Ready(end_writing(self))
+        }
+    }
+
+    impl<T: AsFd> TlsStream<Io<T>>
+    where
+        for<'a> &'a T: io::Read + io::Write,
+    {
+        fn poll_encrypt(
+            &self,
+            places: &mut Places,
+            cx: &mut Context<'_>,
+            write: impl FnOnce(rustls::Writer<'_>) -> io::Result<usize>,
+        ) -> Poll<io::Result<usize>> {
+            ready!(poll_proceed(cx));
+            ready!(self.poll_flush(places, cx))?;
+            let taken = self.state.borrow_mut().encrypt(write)?;
+            self.push()?;
+            Poll::Ready(Ok(taken))
+        }
     }
 }
 

@@ -5,15 +5,15 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore,
+    ServerConfig, SignatureScheme, WantsVerifier,
 };
 
 /// Makes the [`ClientConfig`] that [`TlsStream::connect`](super::tls::TlsStream::connect) takes: TLS 1.3 and 1.2, with the cryptography of ring.
@@ -37,7 +37,15 @@ pub struct ClientContext {
     roots: RootCertStore,
     identity: Option<Identity>,
     alpn: Vec<Vec<u8>>,
-    checks_name: bool,
+    checks: Checks,
+}
+
+/// What a client wants to know of a server's certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Checks {
+    All,
+    AllButName,
+    Nothing,
 }
 
 impl ClientContext {
@@ -47,7 +55,7 @@ impl ClientContext {
             roots: RootCertStore::empty(),
             identity: None,
             alpn: Vec::new(),
-            checks_name: true,
+            checks: Checks::All,
         }
     }
 
@@ -88,32 +96,33 @@ impl ClientContext {
     /// (Python's `check_hostname = False`). Whoever has any certificate of those authorities can then pass for the server: for
     /// an authority of one's own that signs servers alone.
     pub const fn any_name(mut self) -> Self {
-        self.checks_name = false;
+        if matches!(self.checks, Checks::All) {
+            self.checks = Checks::AllButName;
+        }
+        self
+    }
+
+    /// Accepts any certificate, whoever signed it and for whatever name, and needs to trust nobody (Python's `CERT_NONE`). What is said is hidden from those who
+    /// only listen. But whoever sits between the two can pass for the server, read everything and change it: to reach a server with a certificate of its
+    /// own making, [`trust_file`](Self::trust_file) that certificate instead.
+    pub const fn dangerously_trust_anybody(mut self) -> Self {
+        self.checks = Checks::Nothing;
         self
     }
 
     /// The configuration; make it once and share it.
     ///
     /// # Errors
-    /// `InvalidInput` if nobody is trusted, if the identity's certificate and key do not belong together, or if a protocol's name is empty or longer
+    /// `InvalidInput` if nobody is trusted (but for [`dangerously_trust_anybody`](Self::dangerously_trust_anybody)), if the identity's certificate and key do not belong together, or if a protocol's name is empty or longer
     /// than 255 bytes.
     pub fn build(self) -> io::Result<Arc<ClientConfig>> {
-        let builder = WebPkiServerVerifier::builder_with_provider(self.roots.into(), provider());
-        let verifier = builder.build().map_err(|error| {
-            invalid(format!(
-                "a TLS client must trust somebody, call `trust_file`: {error}"
-            ))
-        })?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| invalid(error.to_string()))?;
-        let builder = if self.checks_name {
-            builder.with_webpki_verifier(verifier)
-        } else {
-            let verifier = Arc::new(AnyName(verifier));
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(verifier)
+        let builder = match self.checks {
+            Checks::All => builder.with_webpki_verifier(authorities(self.roots)?),
+            Checks::AllButName => Lenient::over(Some(authorities(self.roots)?), builder),
+            Checks::Nothing => Lenient::over(None, builder),
         };
         let mut config = match self.identity {
             None => builder.with_no_client_auth(),
@@ -121,7 +130,7 @@ impl ClientContext {
                 .with_client_auth_cert(chain, key)
                 .map_err(|error| unusable(&origin, &error))?,
         };
-        config.enable_sni = self.checks_name;
+        config.enable_sni = self.checks != Checks::AllButName;
         config.alpn_protocols = checked(self.alpn)?;
         Ok(Arc::new(config))
     }
@@ -359,15 +368,44 @@ fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
+fn authorities(roots: RootCertStore) -> io::Result<Arc<WebPkiServerVerifier>> {
+    let builder = WebPkiServerVerifier::builder_with_provider(roots.into(), provider());
+    builder.build().map_err(|error| {
+        invalid(format!(
+            "a TLS client must trust somebody, call `trust_file`: {error}"
+        ))
+    })
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Checks everything but the name. rustls compares that last, when all else was found right.
+/// Checks less of a certificate than rustls would by itself: not the name, or nothing. That the server has the certificate's key is checked all the same.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    /// `None` for any signer, known or not.
+    authorities: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl Lenient {
+    fn over(
+        authorities: Option<Arc<WebPkiServerVerifier>>,
+        builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    ) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let provider = provider();
+        let verifier = Arc::new(Self {
+            authorities,
+            provider,
+        });
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+    }
+}
+
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -376,10 +414,18 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.0
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Some(authorities) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verified = authorities.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
         match verified {
+            // That is compared last, when all else was found right.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -393,8 +439,8 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls12_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -403,11 +449,12 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls13_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
     }
 }

@@ -6,7 +6,7 @@ use std::net::{self, SocketAddr, ToSocketAddrs};
 use super::io::Io;
 use crate::traps::{Direction, ReadyOp};
 
-/// Sends and receives datagrams.
+/// Sends and receives datagrams. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed, with what nobody received.
 pub type UdpSocket = Io<net::UdpSocket>;

@@ -1,5 +1,6 @@
 //! Unix domain sockets, for connections within one machine.
 
+use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net;
@@ -12,14 +13,14 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use super::io::{Io, accept};
 use super::tcp::Listening;
 use crate::time::sleep;
-use crate::traps::{Direction, ReadyOp};
+use crate::traps::{Direction, ReadyOp, at_caller};
 
-/// Accepts Unix domain connections.
+/// Accepts Unix domain connections. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; its path stays in the file system, and binding to it again fails before it is removed.
 pub type UnixListener = Io<net::UnixListener>;
 
-/// A Unix domain connection.
+/// A Unix domain connection. Its methods are on the page of [`Io`].
 ///
 /// If dropped, it is closed; what was written can still be read by the other side.
 pub type UnixStream = Io<net::UnixStream>;
@@ -74,23 +75,27 @@ impl Io<net::UnixStream> {
     ///
     /// # Errors
     /// Those of `connect(2)`, with the path; an [`Interrupt`](crate::Interrupt).
-    pub async fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
-        let path = path.as_ref();
-        let address = SockAddr::unix(path).map_err(|error| explain("connect to", path, error))?;
-        let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        let stream = Self::from_std(stream.into())?;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match SockRef::from(&stream).connect(&address) {
-                Ok(()) => return Ok(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    sleep(pause).await?;
-                    pause = (pause * 2).min(Duration::from_millis(64));
+    #[track_caller]
+    pub fn connect(path: impl AsRef<Path>) -> impl Future<Output = io::Result<Self>> {
+        at_caller(async move {
+            let path = path.as_ref();
+            let address =
+                SockAddr::unix(path).map_err(|error| explain("connect to", path, error))?;
+            let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            let stream = Self::from_std(stream.into())?;
+            let mut pause = Duration::from_millis(1);
+            loop {
+                match SockRef::from(&stream).connect(&address) {
+                    Ok(()) => return Ok(stream),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        sleep(pause).await?;
+                        pause = (pause * 2).min(Duration::from_millis(64));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(explain("connect to", path, error)),
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(explain("connect to", path, error)),
             }
-        }
+        })
     }
 
     /// Two connected ends.

@@ -1,24 +1,32 @@
 //! The inbox: the one way into a kernel from other threads.
 //!
 //! A foreign thread pushes a [`Note`] and, only if the kernel sleeps in its poll, rings the bell (writes mio's eventfd).
-//! Three states say when that is so:
+//! Four states say when that is so:
 //!
 //! ```text
-//!             prepare_to_sleep              push: ring
-//!   RUNNING ───────────────────▶ SLEEPING ─────────────▶ NOTIFIED
-//!      ▲  ▲────── awake ────────────┘                    ▲    │
-//!      │  └──────────────────────────────── push ────────┘    │   (from RUNNING: no ring)
-//!      └────────────────────────── take ──────────────────────┘
+//!               prepare_to_sleep                 push: rings
+//!    RUNNING ─────────────────────▶ SLEEPING ──────────────────────▶ NOTIFIED
+//!     ▲ │ ▲                          │  │                            ▲ ▲ ▲ │
+//!     │ │ └───────── awake ──────────┘  │ push on credit             │ │ │ │
+//!     │ │                               ▼                            │ │ │ │
+//!     │ │                              OWED ─── ring, push: rings ───┘ │ │ │
+//!     │ │                               └──────── awake ───────────────┘ │ │
+//!     │ └───────────────────────── push, on credit or not ───────────────┘ │
+//!     └─────────────────────────────── take ───────────────────────────────┘
 //! ```
 //!
-//! `NOTIFIED` means that there are notes: `push` and `take` change notes and state together under
-//! the lock, and the steps without the lock only exchange `RUNNING` and `SLEEPING`. So either `prepare_to_sleep` finds
-//! `NOTIFIED` and the kernel does not block, or the push finds `SLEEPING` and rings. And as only one push finds
-//! it, a sleep costs at most one ring, however many threads push.
+//! `NOTIFIED` and `OWED` mean that there are notes, the other two that there are none: pushes and `take` change notes and state together under
+//! the lock, and what the kernel does without the lock, to fall asleep and to wake, keeps to its side of that border. So either `prepare_to_sleep` finds
+//! `NOTIFIED` and the kernel does not block, or the push finds `SLEEPING` and rings. And as only one
+//! takes it out of `SLEEPING`, or out of `OWED`, a sleep costs at most one ring, however many threads push.
 //!
-//! **A ring on credit.** Who has several notes in a row may push the first without ringing, if it promises to ring soon. From `SLEEPING` that leads to a fourth
-//! state, `OWED`: there are notes, the kernel sleeps, and somebody owes it a ring. Whoever comes first pays: the debtor, or a push of another thread. A
-//! kernel that wakes by itself makes it `NOTIFIED`.
+//! **A ring on credit.** Who is about to have more notes may push one without ringing, if it promises to ring soon. If the kernel sleeps that leads to
+//! `OWED`: there are notes, the kernel sleeps, and somebody owes it a ring. Whoever comes first pays: the debtor, or a push of another thread. If the
+//! kernel wakes by itself, there is nothing left to pay. The price is that for the time of the debt the kernel sleeps although there are notes; nobody but the debtor
+//! bounds it.
+//!
+//! A push on credit has more to lose than a push, which changes whatever state there is to the same one: the kernel may fall asleep or wake between its look at the state and
+//! its exchange, so it looks again.
 //!
 //! **Names instead of pointers.** The waker of a task is an integer with 12 bits for its kernel, so inboxes live in a
 //! static table and are reused, never freed. An epoch tells one tenant from the next: what was addressed to a kernel that

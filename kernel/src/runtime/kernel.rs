@@ -431,7 +431,7 @@ impl<'env> Kernel<'env> {
     }
 }
 
-/// Drops what is left of a main task when `run` returns, by whichever way.
+/// Drops what is left of a main task when `run` returns, by whichever way: the future; an output goes with the handle.
 struct DropMain<'a, T> {
     handle: Handle<T>,
     pub(super) core: &'a Core,
@@ -440,8 +440,6 @@ struct DropMain<'a, T> {
 impl<T> Drop for DropMain<'_, T> {
     fn drop(&mut self) {
         self.core.abort(self.handle.body());
-        // The output, if there is one, must not outlive this call either.
-        drop(self.handle.take());
     }
 }
 

@@ -10,9 +10,7 @@ use super::nodes::{Node, Nodes, ROOT, WaitKind};
 impl Nodes {
     /// A lot in which nobody waits.
     pub(crate) fn open_lot(&mut self, at: &'static Location<'static>) -> u32 {
-        let lot = self.insert(Node::new(WaitKind::Custom, ROOT, 0, at));
-        (self[lot].prev, self[lot].next) = (lot, lot);
-        lot
+        self.insert(Node::new(WaitKind::Custom, ROOT, 0, at))
     }
 
     /// Removes a lot in which nobody waits.

@@ -9,13 +9,15 @@
 //! 1. No user code runs while a table is borrowed. Futures, wakers and outputs are polled, woken and dropped by [`Core`] with no
 //!    borrow held; what a kernel operation wants woken or dropped it leaves in `aftermath`.
 //! 2. A task is in the ready queue at most once; `Flags::QUEUED` says whether it is.
-//! 3. An armed node is in exactly the queue that its kind says, and in its task's list; a task that ended has no nodes.
+//! 3. An armed node is in exactly the queue that its kind says, and in its task's list; a task that ended has no nodes. A noted join
+//!    (see `joins`) is in the slots of both its tasks, or in neither.
 //! 4. A wait, not a task, is what completes: a task polled by `join!` may have many.
 //! 5. Bodies are dropped before the kernel lets go of its tables, so that the leaves in them find their nodes.
 
 mod board;
 mod clock;
 mod inbox;
+mod joins;
 mod kernel;
 mod lots;
 mod nodes;
@@ -45,6 +47,7 @@ use std::time::{Duration, Instant};
 pub(crate) use board::{Board, Posted, Step};
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub(crate) use inbox::InboxSender;
+pub(crate) use joins::NoteState;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
 pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
@@ -57,7 +60,7 @@ pub(crate) use state::{State, nanos};
 pub(crate) use task::{BodyRef, Flags, Handle};
 pub(crate) use waker::Word;
 
-use crate::error::{Interrupt, RunError, panic_text};
+use crate::error::{Interrupt, RunError, drop_quietly, panic_text};
 use inbox::{InboxOwner, Note};
 use nodes::Nodes;
 use reactor::Reactor;
@@ -221,7 +224,10 @@ impl Core {
                 serial,
                 current: NIL,
                 scope: ROOT,
+                caller: None,
+                is_shielded: false,
                 reasons: HashMap::new(),
+                noted: Vec::new(),
                 names: HashMap::new(),
                 board,
                 locals: HashMap::new(),
@@ -296,27 +302,48 @@ impl Core {
         }
     }
 
-    /// Arms a wait of the running task, unless an interrupt is pending (R4), which is the answer then.
-    #[inline]
-    pub(crate) fn open_wait(&self, open: impl FnOnce(&mut State) -> u32) -> Result<u32, Interrupt> {
+    /// Opens a wait of the running task. `None` if there is more to it, see `make_way`. What `is_shielded` from the interrupts that are pending may block
+    /// all the same.
+    #[inline(always)]
+    pub(crate) fn open_wait(
+        &self,
+        is_shielded: bool,
+        open: impl FnOnce(&mut State) -> Option<u32>,
+    ) -> Option<u32> {
         let mut state = self.state.borrow_mut();
-        if !state.may_block() {
-            drop(state);
-            if let Some(interrupt) = self.refusal() {
-                return Err(interrupt);
-            }
-            state = self.state.borrow_mut();
-        }
-        Ok(open(&mut state))
+        state.is_shielded = is_shielded;
+        open(&mut state)
     }
 
-    /// What a trap answers instead of blocking, if `may_block` said no. Nothing, if what is pending is held back by a shield.
+    /// After `open_wait` said no: answers what is pending (R4), or else sees to it that there is a node. What is pending then is held back by a shield.
+    #[cold]
+    pub(crate) fn make_way(&self) -> Result<(), Interrupt> {
+        if let Some(interrupt) = self.refusal() {
+            return Err(interrupt);
+        }
+        self.with(|state| state.nodes.reserve());
+        Ok(())
+    }
+
+    /// What a trap answers that may not block. Nothing, if what is pending is held back by a shield.
     #[cold]
     fn refusal(&self) -> Option<Interrupt> {
         self.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");
             state.pending_interrupt()
         })
+    }
+
+    /// Notes that the running task waits for another one's end. `None` if that takes a node, else the serial number of the kernel.
+    #[inline(always)]
+    pub(crate) fn note_join(
+        &self,
+        waker: &Waker,
+        body: &BodyRef,
+        at: &'static Location<'static>,
+    ) -> Option<u32> {
+        let is_noted = self.is_own(waker) && self.state.borrow_mut().note_join(body, at);
+        is_noted.then_some(self.serial)
     }
 
     /// Ends a wait if it has been fired.
@@ -405,9 +432,7 @@ impl Core {
         at: &'static Location<'static>,
     ) -> Handle<F::Output> {
         let mut state = self.state.borrow_mut();
-        let running = state.tasks.get(state.current);
-        let parent = running.and_then(|slot| slot.body.as_ref());
-        let parent = parent.map_or(0, |body| body.id);
+        let parent = state.running();
         let id = state.tasks.next_id();
         let handle = BodyRef::with_future(&self.pool, future, id, parent, self.id(), at);
         if state.closed {
@@ -642,7 +667,7 @@ impl Core {
                     // Contained, as a task's panic is: the notes behind it are answers that tasks wait for.
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                         log::error!("panic in a remote call: {}", panic_text(&*panic));
-                        task::drop_quietly(panic);
+                        drop_quietly(panic);
                     }
                 }
             }

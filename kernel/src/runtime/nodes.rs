@@ -7,7 +7,7 @@
 //! allocator once the table has grown, and nothing dangles: the leaf's `Drop` takes its node out of both lists.
 //!
 //! Life of a leaf's node: `Armed` → `Fired` | `Interrupted` | `Closed` → released by the leaf, or released at any moment when the leaf is dropped.
-//! That of a join goes with the task that it waits for, see `Header::has_freed_joiners`.
+//! That of a join goes with the task that it waits for, see `Header::has_freed_joiners`; most joins have none, see `joins`.
 
 use std::panic::Location;
 use std::task::Waker;
@@ -151,7 +151,7 @@ const SHIELD: u32 = 1 << 30;
 const REARMS: u32 = 1 << 31;
 
 impl Node {
-    /// In no queue, and in no task's list.
+    /// In no queue, and in no task's list. Once it is in the table, its `prev` and `next` are itself: the beginning of a ring.
     pub(crate) const fn new(
         kind: WaitKind,
         scope: u32,
@@ -281,6 +281,9 @@ pub(crate) struct Nodes {
     foreign: Vec<Option<Waker>>,
 }
 
+/// By how many nodes the table grows: for a wait that finds it full, to make room is a long way round.
+const GROWTH: u32 = 32;
+
 impl Nodes {
     pub(crate) const fn new() -> Self {
         Self {
@@ -299,41 +302,59 @@ impl Nodes {
     }
 
     /// Puts a node into the table.
-    #[inline]
     pub(crate) fn insert(&mut self, node: Node) -> u32 {
-        if self.free == NIL {
-            self.grow();
-        }
-        let id = self.free;
-        let place = &mut self.nodes[id as usize];
-        self.free = place.next;
-        *place = node;
-        id
+        self.reserve();
+        self.place(node).expect("there is a free node")
     }
 
-    /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`.
+    /// Puts a node into the table, unless that is full.
     #[inline]
-    pub(crate) fn insert_for(&mut self, task: u32, head: &mut u32, mut node: Node) -> u32 {
+    pub(crate) fn place(&mut self, node: Node) -> Option<u32> {
+        let id = self.free;
+        let place = self.nodes.get_mut(id as usize)?;
+        self.free = place.next;
+        *place = Node {
+            prev: id,
+            next: id,
+            ..node
+        };
+        Some(id)
+    }
+
+    /// Puts a node of `task` into the table and at the head of the task's list, which begins at `head`. `None` if the table is full:
+    /// to make room is the caller's, for a call here would have to save what it holds.
+    #[inline]
+    pub(crate) fn insert_for(&mut self, task: u32, head: &mut u32, mut node: Node) -> Option<u32> {
         let next = *head;
         node.set_task(task);
         node.task_next = next;
-        let id = self.insert(node);
+        let id = self.place(node)?;
         if next != NIL {
             self[next].task_prev = id;
         }
         *head = id;
-        id
+        Some(id)
+    }
+
+    /// Makes room for one more.
+    #[inline]
+    pub(crate) fn reserve(&mut self) {
+        if self.free == NIL {
+            self.grow();
+        }
     }
 
     #[cold]
     fn grow(&mut self) {
-        assert!(
-            self.nodes.len() < ID as usize,
-            "more than 2^28 waits at once"
-        );
-        self.free = self.nodes.len() as u32;
-        let free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
-        self.nodes.push(free);
+        let first = self.nodes.len() as u32;
+        assert!(first + GROWTH <= ID, "more than 2^28 waits at once");
+        self.nodes.extend((first + 1..=first + GROWTH).map(|next| {
+            let mut free = Node::new(WaitKind::Custom, ROOT, 0, Location::caller());
+            free.next = next;
+            free
+        }));
+        self.nodes[(first + GROWTH - 1) as usize].next = NIL;
+        self.free = first;
     }
 
     /// Frees a leaf's node that is in no list any more. The waker it had must be dropped by the caller once no table is borrowed.

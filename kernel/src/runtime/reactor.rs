@@ -341,14 +341,14 @@ impl State {
         id: SourceId,
         direction: Direction,
         at: &'static Location<'static>,
-    ) -> u32 {
+    ) -> Option<u32> {
         let kind = match direction {
             Direction::Read => WaitKind::Read,
             Direction::Write => WaitKind::Write,
         };
-        let node = self.open_wait(kind, id.to_bits(), at);
+        let node = self.open_wait(kind, id.to_bits(), at)?;
         self.reactor.set_waiter(id, direction, node);
-        node
+        Some(node)
     }
 
     pub(crate) fn waiting_task(&self, node: u32) -> Option<TaskId> {

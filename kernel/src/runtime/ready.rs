@@ -1,5 +1,7 @@
 //! The ready queue: a FIFO ring of task slots.
 
+use super::task::Flags;
+
 /// A power-of-two ring of slot numbers. A task is in it at most once (a flag on its slot says so), so it never holds more
 /// entries than there are slots; it grows with the task table and a push in between never allocates.
 pub(crate) struct Ready {
@@ -43,6 +45,15 @@ impl Ready {
         count as usize & (self.ring.len() - 1)
     }
 
+    /// Puts a task at the end, unless its flags say that it is queued.
+    #[inline]
+    pub(crate) fn queue(&mut self, slot: u32, flags: &mut Flags) {
+        if !flags.has(Flags::QUEUED) {
+            flags.set(Flags::QUEUED);
+            self.push(slot);
+        }
+    }
+
     #[inline]
     pub(crate) fn push(&mut self, slot: u32) {
         debug_assert!(
@@ -81,6 +92,9 @@ mod tests {
         for i in 0..64 {
             ready.push(i); // wraps round the end
         }
+        let place = ready.ring.as_ptr();
+        ready.reserve(64);
+        assert_eq!(ready.ring.as_ptr(), place, "there is room");
         ready.reserve(65);
         ready.push(64);
         assert_eq!(ready.len(), 65);

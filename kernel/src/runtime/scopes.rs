@@ -60,10 +60,12 @@ impl State {
 
     #[inline]
     fn open_scope(&mut self, scope: Node) -> u32 {
-        match self.tasks.get_mut(self.current) {
+        self.nodes.reserve();
+        let id = match self.tasks.get_mut(self.current) {
             Some(slot) => self.nodes.insert_for(self.current, &mut slot.scopes, scope),
-            None => self.nodes.insert(scope),
-        }
+            None => self.nodes.place(scope),
+        };
+        id.expect("there is a free node")
     }
 
     /// When the first of a task's timeout blocks ends.
@@ -267,6 +269,9 @@ impl State {
             }
             node = next;
         }
+        if fired == ROOT {
+            self.interrupt_note(task);
+        }
     }
 
     /// Whether a firing of `outer` is felt in `scope`: it is the same or around it, and no shield stands between.
@@ -285,13 +290,6 @@ impl State {
         true
     }
 
-    /// Whether a task runs and no interrupt is pending for it, so that a trap may block.
-    #[inline]
-    pub(crate) fn may_block(&self) -> bool {
-        let slot = self.tasks.get(self.current);
-        slot.is_some_and(|slot| !slot.flags.has(Flags::PENDING))
-    }
-
     /// R4: what a trap that is about to block under the current scope must answer instead.
     #[inline]
     pub(crate) fn pending_interrupt(&mut self) -> Option<Interrupt> {
@@ -303,13 +301,17 @@ impl State {
 
     /// The answer of a leaf that was interrupted.
     pub(crate) fn interrupt_of(&mut self, node: u32) -> Interrupt {
-        let cancelled = self.nodes[node].key as u32 == ROOT;
-        self.tell(self.scope);
-        if cancelled {
-            self.reason(self.current)
-        } else {
-            Interrupt::TaskTimeout
+        if self.nodes[node].key as u32 == ROOT {
+            return self.cancellation();
         }
+        self.tell(self.scope);
+        Interrupt::TaskTimeout
+    }
+
+    /// That of a leaf that was interrupted because its task was cancelled.
+    pub(crate) fn cancellation(&mut self) -> Interrupt {
+        self.tell(self.scope);
+        self.reason(self.current)
     }
 
     /// Whether an interrupt waits for the current task, be it behind a shield.
@@ -327,9 +329,7 @@ impl State {
     /// Marks everything that is pending for the current task as told, shields or not.
     pub(crate) fn forgive(&mut self) {
         let slot = &mut self.tasks[self.current];
-        if slot.flags.has(Flags::CANCELLED) {
-            slot.flags.set(Flags::CANCEL_DELIVERED);
-        }
+        slot.flags.set(Flags::CANCEL_DELIVERED);
         slot.flags.clear(Flags::PENDING);
         let mut scope = slot.scopes;
         while scope != NIL {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::board::Board;
 use super::clock::Clock;
 use super::inbox::Ticket;
+use super::joins::Noted;
 use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
 use super::reactor::{Direction, Reactor};
 use super::ready::Ready;
@@ -41,8 +42,14 @@ pub(crate) struct State {
     pub(crate) current: u32,
     /// The scope whose block is being polled.
     pub(super) scope: u32,
+    /// Whose call is being polled: all its waits are said to be there.
+    pub(super) caller: Option<&'static Location<'static>>,
+    /// What is pending for the current task is held back by a shield, so that it may block all the same.
+    pub(super) is_shielded: bool,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
+    /// Joins without a node, by the slot of the task that waits.
+    pub(super) noted: Vec<Noted>,
     pub(super) names: HashMap<u64, Rc<str>>,
     /// Shows the names to other threads.
     pub(super) board: Option<Arc<Board>>,
@@ -77,6 +84,14 @@ pub(super) enum Aftermath {
 }
 
 impl State {
+    /// The id of the task that is being polled, 0 if none is.
+    pub(super) fn running(&self) -> u64 {
+        match self.current {
+            NIL => 0,
+            task => self.tasks[task].body.as_ref().map_or(0, |body| body.id),
+        }
+    }
+
     /// Nanoseconds since the kernel's epoch.
     pub(crate) fn time(&self) -> u64 {
         self.ticks(self.clock.now())
@@ -99,25 +114,44 @@ impl State {
         self.epoch + Duration::from_nanos(ticks)
     }
 
-    /// A wait of the current task, in its list of waits and in no queue yet.
+    /// A wait of the current task, in its list of waits and in no queue yet. `None` if the task may not block or the table is full,
+    /// see [`Core::open_wait`].
     #[inline]
     pub(crate) fn open_wait(
         &mut self,
         kind: WaitKind,
         key: u64,
         at: &'static Location<'static>,
-    ) -> u32 {
-        let waits = &mut self.tasks[self.current].waits;
-        let node = Node::new(kind, self.scope, key, at);
-        self.nodes.insert_for(self.current, waits, node)
+    ) -> Option<u32> {
+        let slot = self.tasks.get_mut(self.current)?;
+        if slot.flags.has(Flags::PENDING) && !self.is_shielded {
+            return None;
+        }
+        let node = Node::new(kind, self.scope, key, self.caller.unwrap_or(at));
+        self.nodes.insert_for(self.current, &mut slot.waits, node)
+    }
+
+    /// Makes `caller` the place of all waits that are opened until [`leave_call`](Self::leave_call). False if a call around has one already.
+    pub(crate) fn enter_call(&mut self, caller: &'static Location<'static>) -> bool {
+        let is_outermost = self.caller.is_none();
+        self.caller.get_or_insert(caller);
+        is_outermost
+    }
+
+    pub(crate) fn leave_call(&mut self) {
+        self.caller = None;
     }
 
     /// A wait of the current task for a time.
     #[inline]
-    pub(crate) fn open_sleep(&mut self, deadline: u64, at: &'static Location<'static>) -> u32 {
-        let node = self.open_wait(WaitKind::Sleep, deadline, at);
+    pub(crate) fn open_sleep(
+        &mut self,
+        deadline: u64,
+        at: &'static Location<'static>,
+    ) -> Option<u32> {
+        let node = self.open_wait(WaitKind::Sleep, deadline, at)?;
         self.wheel.arm(&mut self.nodes, node);
-        node
+        Some(node)
     }
 
     /// A wait that another thread will answer.
@@ -145,7 +179,15 @@ impl State {
         let task = node.task();
         if node.is_foreign() {
             self.wake_foreign(id);
-        } else if !self.aftermath.is_empty() {
+        } else {
+            self.wake(task);
+        }
+    }
+
+    /// Makes the task of a wait ready.
+    #[inline(always)]
+    pub(super) fn wake(&mut self, task: u32) {
+        if !self.aftermath.is_empty() {
             self.wake_in_turn(task);
         } else if task != NOBODY {
             self.make_ready(task);
@@ -228,11 +270,7 @@ impl State {
 
     #[inline]
     pub(crate) fn make_ready(&mut self, task: u32) {
-        let flags = &mut self.tasks[task].flags;
-        if !flags.has(Flags::QUEUED) {
-            flags.set(Flags::QUEUED);
-            self.ready.push(task);
-        }
+        self.ready.queue(task, &mut self.tasks[task].flags);
     }
 
     /// Takes an armed wait out of the queue that would fire it.
@@ -369,23 +407,19 @@ impl State {
     #[must_use]
     #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        let slot = &mut self.tasks[task];
-        let is_bare =
-            slot.waits == NIL && slot.scopes == NIL && !slot.flags.has(Flags::LEAVES_MORE);
-        let joiners = std::mem::replace(&mut slot.joiners, NIL);
-        if !is_bare {
-            self.strip(task);
+        if self.tasks[task].leaves_more() {
+            return self.strip_and_finish(task);
         }
-        let body = self.tasks.retire(task);
+        let (body, joiners) = self.tasks.retire(task);
         if joiners != NIL {
-            self.fire_joiners(joiners, body.keeps_joiners());
+            return self.fire_joiners(joiners, body);
         }
         body
     }
 
-    /// Cuts what a task that ends leaves behind.
+    /// Cuts what a task that ends leaves behind, and ends it.
     #[cold]
-    pub(super) fn strip(&mut self, task: u32) {
+    fn strip_and_finish(&mut self, task: u32) -> BodyRef {
         while self.tasks[task].waits != NIL {
             // A leaf that was moved out of the future and outlives the task; whoever polls it next takes it over.
             let node = self.tasks[task].waits;
@@ -393,6 +427,7 @@ impl State {
             self.nodes[node].orphan();
         }
         self.orphan_scopes(task);
+        self.orphan_note(task);
         if self.tasks[task].flags.has(Flags::CANCELLED) {
             let reason = self.reasons.remove(&task);
             self.forget(reason);
@@ -409,6 +444,8 @@ impl State {
             let locals = self.locals.remove(&task);
             self.aftermath.extend(locals.map(Aftermath::Discard));
         }
+        self.tasks[task].flags.clear(Flags::LEAVES_MORE);
+        self.finish(task)
     }
 
     /// The task-local values of the current task, if it has any.
@@ -439,88 +476,6 @@ impl State {
         self.aftermath.extend(interrupt.map(Aftermath::Forget));
     }
 
-    /// A wait of the current task for another one's end.
-    #[inline]
-    pub(crate) fn open_join(&mut self, body: &BodyRef, at: &'static Location<'static>) -> u32 {
-        assert!(
-            body.kernel == self.id,
-            "a task of one kernel was waited for in another"
-        );
-        let task = body.slot.get();
-        let node = self.open_wait(WaitKind::Join, u64::from(task), at);
-        self.arm_join(node, task);
-        node
-    }
-
-    /// Puts `node`, whose key is `task`, at the end of the ring of those who wait for that task's end.
-    #[inline]
-    fn arm_join(&mut self, node: u32, task: u32) {
-        let first = self.tasks[task].joiners;
-        if first == NIL {
-            self.nodes[node].prev = node;
-            self.nodes[node].next = node;
-            self.tasks[task].joiners = node;
-            return;
-        }
-        let last = self.nodes[first].prev;
-        self.nodes[node].prev = last;
-        self.nodes[node].next = first;
-        self.nodes[last].next = node;
-        self.nodes[first].prev = node;
-    }
-
-    /// A wait whose node must not go while user code runs: the task that is waited for may end in it.
-    pub(crate) fn keep_at_end(&self, node: u32) {
-        let node = &self.nodes[node];
-        if (node.kind(), node.phase()) == (WaitKind::Join, Phase::Armed) {
-            let body = self.tasks[node.key as u32].body.as_ref();
-            body.expect("only a live task is waited for").keep_joiners();
-        }
-    }
-
-    pub(super) fn disarm_join(&mut self, node: u32) {
-        let Node {
-            prev, next, key, ..
-        } = self.nodes[node];
-        self.nodes[prev].next = next;
-        self.nodes[next].prev = prev;
-        let slot = &mut self.tasks[key as u32];
-        if slot.joiners == node {
-            slot.joiners = if next == node { NIL } else { next };
-        }
-        let body = slot.body.as_ref();
-        body.expect("only a live task is waited for").keep_joiners();
-    }
-
-    /// Fires those who wait for a task's end, in the order in which they came. Their nodes go with it, see `Header::has_freed_joiners`.
-    #[inline]
-    fn fire_joiners(&mut self, first: u32, keep: bool) {
-        let mut id = first;
-        loop {
-            let node = &self.nodes[id];
-            let (next, task) = (node.next, node.task());
-            if keep || node.is_foreign() || task == NOBODY || !self.aftermath.is_empty() {
-                self.fire_joiner_with_care(id, keep);
-            } else {
-                self.nodes.unlink_from_task(id, &mut self.tasks[task].waits);
-                self.nodes.put_back(id);
-                self.make_ready(task);
-            }
-            if next == first {
-                break;
-            }
-            id = next;
-        }
-    }
-
-    #[cold]
-    fn fire_joiner_with_care(&mut self, node: u32, keep: bool) {
-        self.fire(node);
-        if !keep {
-            self.free(node);
-        }
-    }
-
     pub(crate) fn set_name(&mut self, task: u32, name: Rc<str>) {
         let slot = &mut self.tasks[task];
         slot.flags.set(Flags::NAMED);
@@ -544,6 +499,7 @@ impl State {
             waits.push((self.nodes[node].kind(), self.nodes[node].at));
             node = self.nodes[node].task_next;
         }
+        waits.extend(self.noted_at(task).map(|at| (WaitKind::Join, at)));
         let state = match (task == self.current, slot.flags.has(Flags::QUEUED)) {
             _ if !body.is_live() => TaskState::Terminated, // an observer looks at its end
             (true, _) => TaskState::Running,

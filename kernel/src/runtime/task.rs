@@ -27,7 +27,7 @@ use std::task::{Context, Poll};
 
 use super::nodes::NIL;
 use super::waker::{GENERATION_BITS, MAX_SLOTS};
-use crate::error::{JoinError, Panic, panic_text};
+use crate::error::{JoinError, Panic, drop_quietly, panic_text};
 use crate::task::TaskRef;
 
 /// What the place of a body holds.
@@ -74,6 +74,8 @@ const DOOMED: u8 = 4;
 const KEEPS_JOINERS: u8 = 8;
 /// Somebody was told of its panic.
 const REPORTED: u8 = 16;
+/// The noted join of the one who waits for it was interrupted.
+const LOST_JOIN: u8 = 32;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -111,6 +113,15 @@ impl Header {
 
     pub(crate) fn keep_joiners(&self) {
         self.marks.set(self.marks.get() | KEEPS_JOINERS);
+    }
+
+    /// See `joins`.
+    pub(crate) fn has_lost_join(&self) -> bool {
+        self.marks.get() & LOST_JOIN != 0
+    }
+
+    pub(crate) fn lose_join(&self) {
+        self.marks.set(self.marks.get() | LOST_JOIN);
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
@@ -409,13 +420,6 @@ impl BodyRef {
         let text = panic_text(&*payload).to_owned();
         self.put_panic(payload);
         Some(text)
-    }
-}
-
-/// Drops what may panic at that. A panic's payload may panic again when it is dropped, so it is leaked.
-pub(super) fn drop_quietly<T>(value: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        std::mem::forget(panic);
     }
 }
 
@@ -785,12 +789,20 @@ pub(crate) struct Slot {
     pub(crate) waits: u32,
     /// First of the task's scopes, see `scopes`.
     pub(crate) scopes: u32,
-    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last.
+    /// First of the nodes that wait for its end, in a ring: the `prev` of the first is the last. Or a note, see `joins`.
     pub(crate) joiners: u32,
     pub(crate) flags: Flags,
 }
 
 const _: () = assert!(size_of::<Slot>() == 24);
+
+impl Slot {
+    /// Whether its task, when it ends, leaves more behind than the slot and those who wait for it.
+    #[inline]
+    pub(crate) fn leaves_more(&self) -> bool {
+        self.waits != NIL || self.scopes != NIL || self.flags.has(Flags::LEAVES_MORE)
+    }
+}
 
 /// What the scheduler and the canceller note about a task; and, in the upper 24 bits, the generation of its slot, which grows with each task
 /// that had it. A waker keeps as many.
@@ -812,8 +824,13 @@ impl Flags {
     pub(crate) const LOCALS: Self = Self(32);
     /// It has a name.
     pub(crate) const NAMED: Self = Self(64);
+    /// It has a noted join.
+    pub(crate) const JOINS: Self = Self(128);
     /// When it ends there is more to do than to free its slot.
-    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED.and(Self::LOCALS).and(Self::NAMED);
+    pub(crate) const LEAVES_MORE: Self = Self::CANCELLED
+        .and(Self::LOCALS)
+        .and(Self::NAMED)
+        .and(Self::JOINS);
 
     const GENERATION_SHIFT: u32 = 32 - GENERATION_BITS;
 
@@ -919,19 +936,21 @@ impl Tasks {
         id
     }
 
-    /// Ends a task whose waits, scopes and joiners are gone: takes the body out of the slot and moves the slot to its next generation. A slot that
-    /// still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits and scopes are gone: takes the body and the joiners out of the slot and moves the slot to its next generation. A slot
+    /// that still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
     #[inline]
-    pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
+    pub(crate) fn retire(&mut self, id: u32) -> (BodyRef, u32) {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
+        let joiners = std::mem::replace(&mut slot.joiners, NIL);
         let is_queued = slot.flags.has(Flags::QUEUED);
         slot.flags = slot.flags.of_next_task();
         if !is_queued {
-            self.free_slot(id);
+            slot.waits = self.free;
+            self.free = id;
         }
-        body
+        (body, joiners)
     }
 
     pub(crate) fn free_slot(&mut self, id: u32) {
@@ -971,11 +990,14 @@ impl std::ops::IndexMut<u32> for Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::alloc::{GlobalAlloc, System};
+    use std::panic::resume_unwind;
     use std::task::{RawWaker, RawWakerVTable, Waker};
+    use std::time::Duration;
 
     use super::super::waker;
     use super::*;
-    use crate::spawn;
+    use crate::{Interrupt, spawn};
 
     impl Pool {
         /// How many chunks it holds for blocks of `layout`, and how many of their blocks are in use.
@@ -1097,16 +1119,110 @@ mod tests {
         crate::run(waits).unwrap();
     }
 
+    /// The system's allocator; counts the bytes that each thread has in use.
+    struct Counting;
+
+    thread_local! {
+        static IN_USE: Cell<isize> = const { Cell::new(0) };
+    }
+
+    fn in_use() -> isize {
+        IN_USE.get()
+    }
+
+    fn count(change: isize) {
+        let _ = IN_USE.try_with(|bytes| bytes.set(bytes.get() + change));
+    }
+
+    // SAFETY: the system's allocator does what it is asked to.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            count(layout.size() as isize);
+            // SAFETY: as the caller promises.
+            unsafe { System.alloc(layout) }
+        }
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            count(-(layout.size() as isize));
+            // SAFETY: as the caller promises.
+            unsafe { System.dealloc(block, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static ALLOCATOR: Counting = Counting;
+
+    #[test]
+    fn chunks_go_back_whether_the_pool_goes_before_its_blocks_or_after() {
+        let layout = Layout::from_size_align(256, 8).unwrap();
+        let before = in_use();
+        for pool_goes_first in [false, true] {
+            let pool = Pool::new();
+            let mut blocks = take(&pool, layout, 3000);
+            // Of three chunks the second is emptied now, the others when the rest goes.
+            blocks.drain(500..2500).for_each(give);
+            if !pool_goes_first {
+                blocks.drain(..).for_each(give);
+            }
+            drop(pool);
+            blocks.into_iter().for_each(give);
+            assert_eq!(in_use(), before);
+        }
+    }
+
+    /// Ends in every way, with a body of `N` bytes and more.
+    async fn end_in_every_way<const N: usize>() {
+        let body = async || {
+            let bulk = [0_u8; N];
+            crate::sleep(Duration::from_millis(1)).await?;
+            Ok::<_, Interrupt>((bulk, Box::new(bulk)))
+        };
+        spawn(body()).join().await.unwrap().unwrap();
+        drop(spawn(body()));
+        spawn(body()).to_ref().wait().await.unwrap();
+        let unjoined = spawn(body());
+        unjoined.wait().await.unwrap();
+        drop(unjoined);
+        spawn(body()).abort();
+        let [aborted, cancelled] = [spawn(body()), spawn(body())];
+        aborted.set_name("aborted");
+        crate::yield_now().await.unwrap();
+        aborted.abort();
+        cancelled.cancel().await.unwrap();
+        let panicked = spawn(async move {
+            let _bulk = body().await;
+            resume_unwind(Box::new([0_u8; N]));
+        });
+        assert!(panicked.join().await.is_err());
+    }
+
+    #[test]
+    fn tasks_leave_no_memory_behind() {
+        let builder = crate::Builder::new().clock(crate::VirtualClock::new());
+        let mut kernel = builder.build().unwrap();
+        let mut round = || {
+            let small = end_in_every_way::<16>();
+            kernel.run(small).unwrap();
+            let large = end_in_every_way::<2000>();
+            kernel.run(large).unwrap();
+            in_use()
+        };
+        // Until the tables are as large as they get.
+        let before = (0..5).map(|_| round()).last();
+        let after = (0..20).map(|_| round()).last();
+        assert_eq!(after, before);
+    }
+
     #[test]
     fn blocks_outlive_their_pool() {
         let layout = Layout::from_size_align(256, 8).unwrap();
         let pool = Box::new(Pool::new());
-        let mut blocks = take(&pool, layout, 300);
+        let mut blocks = take(&pool, layout, 3000);
+        assert!(pool.chunks(layout).0 > 2, "each is freed by itself later");
         for block in blocks.drain(100..200) {
             give(block);
         }
         drop(pool);
-        for (n, &block) in (0..100).chain(200..300).zip(&blocks) {
+        for (n, &block) in (0..100).chain(200..3000).zip(&blocks) {
             assert!(is_filled(block, layout, n));
         }
         blocks.into_iter().for_each(give);

@@ -13,10 +13,9 @@ use std::time::Duration;
 
 use super::board::{Board, Report};
 use super::nodes::{NIL, Phase, WaitKind};
-use super::task::drop_quietly;
 use super::{BodyRef, Core, Flags, State, with_current};
 use crate::activation::{Activation, KernelView, OnPanic, StepEnd, TaskView};
-use crate::error::{Interrupt, panic_text};
+use crate::error::{Interrupt, drop_quietly, panic_text};
 
 /// Who watches a kernel.
 pub(crate) struct Watch {
@@ -307,6 +306,12 @@ impl State {
                 report.sleep = Some(report.sleep.map_or(wait.key, |at| at.min(wait.key)));
             }
             node = wait.task_next;
+        }
+        if let Some(at) = self.noted_at(task) {
+            match report.wait {
+                None => report.wait = Some((WaitKind::Join, at)),
+                Some(_) => report.others += 1,
+            }
         }
         report.timeout = self.next_timeout(task);
         report

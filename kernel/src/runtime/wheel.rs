@@ -306,12 +306,19 @@ mod tests {
 
     const TICK: u64 = 1 << TICK_BITS;
 
-    /// Deadline, prev, next. Links of an unarmed node are rubbish, as they may be in the kernel's table.
+    /// Deadline, prev, next. Links of an unarmed node are rubbish, as they may be in the kernel's table. And how often a node was looked at or linked.
     #[derive(Default)]
-    struct Table(Vec<(u64, u32, u32)>);
+    struct Table(Vec<(u64, u32, u32)>, Cell<usize>);
+
+    impl Table {
+        fn count(&self) {
+            self.1.set(self.1.get() + 1);
+        }
+    }
 
     impl Timers for Table {
         fn deadline(&self, node: u32) -> u64 {
+            self.count();
             self.0[node as usize].0
         }
         fn prev(&self, node: u32) -> u32 {
@@ -321,9 +328,11 @@ mod tests {
             self.0[node as usize].2
         }
         fn set_prev(&mut self, node: u32, to: u32) {
+            self.count();
             self.0[node as usize].1 = to;
         }
         fn set_next(&mut self, node: u32, to: u32) {
+            self.count();
             self.0[node as usize].2 = to;
         }
     }
@@ -371,6 +380,13 @@ mod tests {
             self.wheel.next_deadline(&self.table)
         }
 
+        /// How often `f` looks at a node or links one.
+        fn touches<R>(&mut self, f: impl FnOnce(&mut Wheel, &mut Table) -> R) -> usize {
+            self.table.1.set(0);
+            f(&mut self.wheel, &mut self.table);
+            self.table.1.get()
+        }
+
         /// Every armed node is in exactly one list, the one where it belongs; the bits say the truth.
         fn check(&self) {
             let Self { table, wheel } = self;
@@ -415,6 +431,71 @@ mod tests {
         rig.expire(deadline - 1);
         let last = rig.arm(deadline);
         assert_eq!(rig.expire(deadline), [far, near, last]);
+    }
+
+    /// What makes a wheel worth its code: what is not due costs nothing.
+    #[test]
+    fn only_what_comes_out_is_touched() {
+        let mut rig = Rig::new();
+        let spans = (0..=LEVELS as u32)
+            .flat_map(|level| (1..4).map(move |digit| (digit * TICK) << (DIGIT_BITS * level)));
+        let deadlines: Vec<_> = spans.collect();
+        for &deadline in deadlines.iter().rev() {
+            rig.arm(deadline);
+        }
+        for &deadline in &deadlines {
+            let touches = rig.touches(|wheel, table| {
+                let mut due = Vec::new();
+                wheel.expire(table, deadline, &mut due);
+                assert_eq!(due.len(), 1);
+            });
+            // Looked at, and marked; the overflow list is looked through as a whole.
+            let is_far = deadline >> TICK_BITS >> OVERFLOW_BITS != 0;
+            assert!(is_far || touches == 2, "{touches} at {deadline}");
+        }
+    }
+
+    #[test]
+    fn what_is_due_later_in_the_same_slot_is_not_looked_through() {
+        let mut rig = Rig::new();
+        let nodes: Vec<_> = (0..9).map(|n| rig.arm(5 * TICK + n)).collect();
+        for &node in &nodes[..8] {
+            let touches = rig.touches(|wheel, table| {
+                let mut due = Vec::new();
+                wheel.expire(table, table.0[node as usize].0, &mut due);
+                assert_eq!(due.len(), 1);
+            });
+            // Looked at, taken out of the list, marked; and a look at the next.
+            assert_eq!(touches, 4);
+        }
+    }
+
+    #[test]
+    fn the_next_deadline_is_one_look_away_while_its_slot_is_in_order() {
+        let mut rig = Rig::new();
+        let look = |rig: &mut Rig| rig.touches(|wheel, table| wheel.next_deadline(table));
+        let deadlines = [0, 1, 1, 2, 3, 4, 5, 6, 7].map(|n| 5 * TICK + n);
+        let nodes = deadlines.map(|deadline| rig.arm(deadline));
+        assert_eq!(look(&mut rig), 1);
+        assert_eq!(look(&mut rig), 0, "known by now");
+        rig.cancel(nodes[8]);
+        assert_eq!(look(&mut rig), 0, "another one is the earliest");
+        assert!(rig.expire(5 * TICK - 1).is_empty());
+        assert_eq!(look(&mut rig), 0, "it has not come");
+        rig.cancel(nodes[0]);
+        assert_eq!(look(&mut rig), 1);
+        rig.arm(5 * TICK);
+        assert_eq!(look(&mut rig), 0);
+        assert_eq!(rig.expire(5 * TICK).len(), 1);
+        assert!(look(&mut rig) > 1, "out of order since it came late");
+        // A slot that was emptied begins in order again.
+        for &node in &nodes[1..8] {
+            rig.cancel(node);
+        }
+        for n in [1, 2, 3] {
+            rig.arm(5 * TICK + n);
+        }
+        assert_eq!(look(&mut rig), 1);
     }
 
     #[test]

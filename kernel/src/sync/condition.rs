@@ -8,6 +8,7 @@ use super::{Line, Place};
 use crate::cancel::shield;
 use crate::error::Interrupt;
 use crate::runtime::WaitKind;
+use crate::traps::at_caller;
 
 /// Tasks that hold a [`Lock`](super::Lock) let go of it here until another task says that something has changed (Curio's
 /// `Condition`). That one need not hold the lock.
@@ -88,15 +89,18 @@ impl Condition {
     ///
     /// # Errors
     /// An [`Interrupt`]; the lock is held then as well.
-    pub async fn wait_for<T>(
+    #[track_caller]
+    pub fn wait_for<T>(
         &self,
         guard: &mut LockGuard<'_, T>,
         mut holds: impl FnMut(&mut T) -> bool,
-    ) -> Result<(), Interrupt> {
-        while !holds(guard) {
-            self.wait(guard).await?;
-        }
-        Ok(())
+    ) -> impl Future<Output = Result<(), Interrupt>> {
+        at_caller(async move {
+            while !holds(guard) {
+                self.wait(guard).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Wakes up to `count` tasks, the longest waiting first, and says how many.

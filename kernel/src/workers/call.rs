@@ -3,37 +3,60 @@
 //! Caller and thread share the call by an `Arc`, and lead it from stage to stage:
 //!
 //! ```text
+//!     ┌──────────── pool: no thread ───────────┐
+//!     │                                        ▼
 //!   Queued ── thread ──▶ Running ── thread ──▶ Done ── caller ──▶ Over
 //!     │                     │
 //!     └──── either ─▶ Over  └─── caller ──▶ Zombie
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::thread;
 
+use crate::error::{drop_quietly, panic_text};
+use crate::primitives::{Mutex, MutexGuard};
 use crate::traps::{Completer, Ring};
 
-/// A call as the threads see it.
-pub(super) trait Job: Send + Sync {
+/// A call as the threads see it. `R` wakes its caller's kernel, when dropped.
+pub(super) trait Job<R>: Send + Sync {
     /// Makes the call, unless it was abandoned.
-    fn run(&self) -> End;
+    fn run(&self) -> End<R>;
+
+    /// Answers the caller with a panic that says why the call is not made.
+    fn refuse(&self, why: &str);
 }
 
 /// How a call ended.
-pub(super) enum End {
+pub(super) enum End<R> {
     /// It was abandoned before it began.
     Unmade,
     /// The caller has its answer, but sleeps, it may be.
-    Answered(Option<Ring>),
+    Answered(Option<R>),
     /// The caller went away meanwhile, and the thread does not belong to the pool any more.
     Zombie,
 }
 
-pub(super) struct Call<F, T>(Mutex<Stage<F, T>>);
+/// Where the caller waits. Dropping it answers too.
+pub(super) trait Answer: Send {
+    type Ring;
 
-enum Stage<F, T> {
-    Queued(F, Completer),
+    /// Answers; the ring, if there is one, wakes the caller's kernel when it is dropped.
+    fn answer(self) -> Option<Self::Ring>;
+}
+
+impl Answer for Completer {
+    type Ring = Ring;
+
+    fn answer(self) -> Option<Ring> {
+        self.complete_on_credit()
+    }
+}
+
+pub(super) struct Call<F, T, A = Completer>(Mutex<Stage<F, T, A>>);
+
+enum Stage<F, T, A> {
+    Queued(F, A),
     Running,
     /// Abandoned while it ran.
     Zombie,
@@ -42,12 +65,12 @@ enum Stage<F, T> {
     Over,
 }
 
-impl<F, T> Call<F, T> {
-    pub(super) const fn new(call: F, completer: Completer) -> Self {
-        Self(Mutex::new(Stage::Queued(call, completer)))
+impl<F, T, A> Call<F, T, A> {
+    pub(super) fn new(call: F, caller: A) -> Self {
+        Self(Mutex::new(Stage::Queued(call, caller)))
     }
 
-    /// The value, after the completer has answered; `None` if the call was dropped without being made.
+    /// The value, after the caller was answered; `None` if the call was dropped without being made.
     pub(super) fn take(&self) -> Option<thread::Result<T>> {
         match std::mem::replace(&mut *self.stage(), Stage::Over) {
             Stage::Done(outcome) => Some(outcome),
@@ -68,16 +91,21 @@ impl<F, T> Call<F, T> {
         matches!(last, Stage::Running)
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage<F, T>> {
+    fn stage(&self) -> MutexGuard<'_, Stage<F, T, A>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<F: FnOnce() -> T + Send, T: Send + 'static> Job for Call<F, T> {
-    fn run(&self) -> End {
+impl<F, T, A> Job<A::Ring> for Call<F, T, A>
+where
+    F: FnOnce() -> T + Send,
+    T: Send + 'static,
+    A: Answer,
+{
+    fn run(&self) -> End<A::Ring> {
         let mut stage = self.stage();
-        let (call, completer) = match std::mem::replace(&mut *stage, Stage::Running) {
-            Stage::Queued(call, completer) => (call, completer),
+        let (call, caller) = match std::mem::replace(&mut *stage, Stage::Running) {
+            Stage::Queued(call, caller) => (call, caller),
             last @ (Stage::Running | Stage::Zombie | Stage::Done(_) | Stage::Over) => {
                 *stage = last;
                 return End::Unmade;
@@ -89,23 +117,39 @@ impl<F: FnOnce() -> T + Send, T: Send + 'static> Job for Call<F, T> {
         if let Stage::Running = *stage {
             *stage = Stage::Done(outcome);
             drop(stage);
-            return End::Answered(completer.complete_on_credit());
+            return End::Answered(caller.answer());
         }
         drop(stage);
         if let Err(payload) = &outcome {
             log::warn!(
                 "an abandoned call in a thread panicked: {}",
-                crate::error::panic_text(payload.as_ref())
+                panic_text(payload.as_ref())
             );
         }
         discard(outcome);
         End::Zombie
     }
+
+    fn refuse(&self, why: &str) {
+        let mut stage = self.stage();
+        match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Queued(call, caller) => {
+                *stage = Stage::Done(Err(Box::new(why.to_owned())));
+                drop(stage);
+                drop(caller);
+                discard(call);
+            }
+            last @ (Stage::Running | Stage::Zombie | Stage::Done(_) | Stage::Over) => {
+                *stage = last;
+            }
+        }
+    }
 }
 
 /// Drops a value that may panic in doing so: not even that ends a thread of the pool.
 fn discard<T>(value: T) {
-    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
-        log::warn!("dropping the value of an abandoned call panicked");
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        log::warn!("dropping what nobody waits for of a call in a thread panicked");
+        drop_quietly(panic);
     }
 }

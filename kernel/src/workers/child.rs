@@ -22,7 +22,7 @@ use std::process;
 use rustix::fs::{FileType, fstat};
 use rustix::io::fcntl_dupfd_cloexec;
 
-use crate::error::panic_text;
+use crate::error::{drop_quietly, panic_text};
 
 /// A function that can be called in a process: arguments to result, or the text of an error. Both are bytes in an encoding of the program's own choice.
 pub type ProcessFn = fn(&[u8]) -> Result<Vec<u8>, String>;
@@ -119,8 +119,7 @@ fn answer(functions: &[(&str, ProcessFn)], name: &[u8], args: &[u8], limit: usiz
             if let Some(place) = PANICKED_AT.take() {
                 text = format!("{text} (at {place})");
             }
-            // Dropping it may panic once more.
-            std::mem::forget(payload);
+            drop_quietly(payload);
             (Kind::Panic, text.into_bytes())
         }
     };

@@ -2,6 +2,7 @@
 
 mod call;
 mod child;
+mod crew;
 mod own;
 mod process;
 mod thread;

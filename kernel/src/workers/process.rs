@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitStatus};
@@ -31,7 +31,7 @@ use crate::cancel::{check_cancellation, shield};
 use crate::error::{Interrupt, MaybeInterrupt};
 use crate::process::{Child, Command};
 use crate::sync::Semaphore;
-use crate::traps::{Direction, Source};
+use crate::traps::{Direction, Source, at_caller};
 
 /// The longest message of a pool that was not told otherwise.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -184,11 +184,14 @@ impl ProcessPool {
                         function: function.to_owned(),
                         status,
                     },
-                    Ok(status) if is_hangup(&error) => ProcessCallError::Start {
-                        error: io::Error::other(format!(
-                            "it ended with {status} at once; {NO_MAIN}"
-                        )),
-                    },
+                    Ok(status) if is_hangup(&error) => {
+                        let text = match status.signal() {
+                            Some(_) => format!("it ended with {status} at once"),
+                            None => format!("it ended with {status} at once; {NO_MAIN}"),
+                        };
+                        let error = io::Error::other(text);
+                        ProcessCallError::Start { error }
+                    }
                     _ => ProcessCallError::Broken { error },
                 })
             }
@@ -215,16 +218,19 @@ impl ProcessPool {
     ///
     /// # Errors
     /// An [`Interrupt`]; the errors of `waitpid(2)`.
-    pub async fn shutdown(self) -> io::Result<()> {
-        let workers = self.idle.take();
-        for worker in &workers {
-            // They end all at once, each at the end of its input.
-            worker.socket.shutdown(std::net::Shutdown::Both)?;
-        }
-        for worker in &workers {
-            worker.child.wait().await?;
-        }
-        Ok(())
+    #[track_caller]
+    pub fn shutdown(self) -> impl Future<Output = io::Result<()>> {
+        at_caller(async move {
+            let workers = self.idle.take();
+            for worker in &workers {
+                // They end all at once, each at the end of its input.
+                worker.socket.shutdown(std::net::Shutdown::Both)?;
+            }
+            for worker in &workers {
+                worker.child.wait().await?;
+            }
+            Ok(())
+        })
     }
 }
 

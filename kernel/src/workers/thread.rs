@@ -5,43 +5,21 @@
 //! thread ends with it: it left the pool at the moment its caller went away, so that a call that hangs for ever does not
 //! take a place for ever (as in Curio).
 //!
-//! **Waking few.** Waking a thread costs more than a short call, and a thread that comes in vain takes a processor from those that work. So
-//!
-//! - at most one thread is on its way at any time (`calling`): the one that arrives takes a call and, if there are more, calls the next before
-//!   it begins. Long calls spread over as many threads as there are within a few wakes. Of the sleepers the one that slept last is called.
-//! - A thread that was called, and finds that others took several calls meanwhile, need not have come: calls are short. It becomes the *lookout*
-//!   (`watched`): it naps, and as long as it does, nobody is called while a thread is awake. When it sees that few of the waiting calls were taken
-//!   during a nap, the others are stuck in long ones: then it helps, and helpers are called as above. So a change from short calls to long ones delays some of them by two naps at most.
-//! - While there is a lookout, a thread that has an answer for a sleeping kernel, and a next call to make, owes the kernel the wake (`owed`) until there are no more calls. So the
-//!   kernel gets many answers at a time. The lookout pays such debts after each nap.
-//!
-//! No call is left behind. Whoever stops looking after the queue, to sleep or to be the lookout no more, first says so in an atomic and then looks at the queue; who
-//! adds a call looks at those atomics after that; and on both sides there is a sequentially consistent fence in between. So at least one sees the other. Who adds a call and finds a thread on its way
-//! leaves it to that thread, which looks at the queue after it has cleared `calling`; read-modify-writes of one atomic order the two. And who looks for a sleeper does so under the lock under which
-//! sleepers look at the queue for the last time.
+//! Which thread makes a call, and which are woken for it, is the business of their [`Crew`].
 
 use std::future::Future;
 use std::io;
 use std::panic::{Location, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Thread};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::thread;
 
-use crossbeam_channel::{Receiver, Sender};
-
-use super::call::{Call, End, Job};
+use super::call::Call;
+use super::crew::Crew;
 use crate::error::Interrupt;
 use crate::traps::{Ring, future_wait};
 
 /// As many threads as [`run_in_thread`] uses (Curio's `MAX_WORKER_THREADS`).
 const THREADS: usize = 64;
-/// How long a lookout naps: long beside a wake, so that naps cost next to nothing; short beside what blocks.
-const NAP: Duration = Duration::from_micros(200);
-/// So many calls in a nap are short ones: calling another thread would cost more than it helps.
-const MANY: u64 = 32;
-/// So many calls in the time that a thread takes to come are short ones too.
-const FEW: u64 = 8;
 
 /// Calls `call` in a thread and waits for its value (Curio's `run_in_thread`). At most 64 such calls run in this process at a time;
 /// the others wait their turn. [`ThreadPool`] makes a pool of one's own.
@@ -90,20 +68,19 @@ impl ThreadPool {
     #[track_caller]
     pub fn new(size: usize) -> Self {
         assert!(size > 0, "a pool needs a thread");
-        let (jobs, queue) = crossbeam_channel::unbounded();
-        let shared = Arc::new(Shared {
-            jobs,
-            queue,
-            size,
-            calling: AtomicBool::new(false),
-            called_at: AtomicU64::new(0),
-            awake: AtomicUsize::new(0),
-            watched: AtomicBool::new(false),
-            taken: Apart(AtomicU64::new(0)),
-            crew: Mutex::default(),
-        });
+        Self::started_by(size, |crew| {
+            let thread = thread::Builder::new().name("kernel-worker".into());
+            thread.spawn(move || crew.work()).map(drop)
+        })
+    }
+
+    fn started_by(
+        size: usize,
+        start: impl Fn(Arc<Crew<Ring>>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let crew = Crew::new(size, Box::new(start));
         Self {
-            handle: Arc::new(Handle(shared)),
+            handle: Arc::new(Handle(Arc::new(crew))),
         }
     }
 
@@ -144,13 +121,13 @@ impl ThreadPool {
     /// How many threads it may have.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.handle.0.size
+        self.handle.0.size()
     }
 
     /// How many threads it has now, without those that still run an abandoned call.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.handle.0.crew().threads
+        self.handle.0.threads()
     }
 }
 
@@ -164,251 +141,12 @@ impl std::fmt::Debug for ThreadPool {
 }
 
 /// Dropped when nobody can submit any more.
-struct Handle(Arc<Shared>);
+struct Handle(Arc<Crew<Ring>>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut crew = self.0.crew();
-        crew.closed = true;
-        let sleepers = std::mem::take(&mut crew.sleepers);
-        drop(crew);
-        sleepers.into_iter().for_each(Sleeper::wake);
+        self.0.close();
     }
-}
-
-struct Shared {
-    jobs: Sender<Arc<dyn Job>>,
-    queue: Receiver<Arc<dyn Job>>,
-    size: usize,
-    /// Whether a thread is on its way to the queue.
-    calling: AtomicBool,
-    /// How many calls had been taken when it was called.
-    called_at: AtomicU64,
-    /// How many threads look at the queue before they sleep: those that run a call and those that were called.
-    awake: AtomicUsize,
-    /// Whether there is a lookout.
-    watched: AtomicBool,
-    /// Counts the calls that were taken from the queue, for the lookout.
-    taken: Apart<AtomicU64>,
-    crew: Mutex<Crew>,
-}
-
-/// On cache lines of its own: what changes with each call does not take along what seldom does.
-#[repr(align(128))]
-struct Apart<T>(T);
-
-#[derive(Default)]
-struct Crew {
-    threads: usize,
-    /// The one that slept last comes last.
-    sleepers: Vec<Sleeper>,
-    /// Kernels that have answers and do not know it.
-    owed: Vec<Ring>,
-    closed: bool,
-}
-
-/// A thread that sleeps until it is called.
-struct Sleeper {
-    thread: Thread,
-    called: Arc<AtomicBool>,
-}
-
-impl Sleeper {
-    fn wake(self) {
-        self.called.store(true, Ordering::Release);
-        self.thread.unpark();
-    }
-}
-
-impl Shared {
-    fn submit(self: &Arc<Self>, job: Arc<dyn Job>) {
-        self.jobs
-            .send(job)
-            .expect("`self` holds the receiving end too");
-        fence(Ordering::SeqCst);
-        if !self.is_attended() {
-            self.call_thread();
-        }
-    }
-
-    /// Whether the calls in the queue are taken, or noticed when they are not, without anybody being called.
-    fn is_attended(&self) -> bool {
-        self.watched.load(Ordering::SeqCst) && self.awake.load(Ordering::SeqCst) > 0
-    }
-
-    /// Sees to it that a thread comes to the queue, unless one is on its way or all are busy, who will come by themselves.
-    fn call_thread(self: &Arc<Self>) {
-        if self.calling.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let taken = self.taken.0.load(Ordering::Relaxed);
-        self.called_at.store(taken, Ordering::Relaxed);
-        let mut crew = self.crew();
-        if let Some(sleeper) = crew.sleepers.pop() {
-            drop(crew);
-            self.awake.fetch_add(1, Ordering::SeqCst);
-            sleeper.wake();
-        } else if crew.threads < self.size {
-            crew.threads += 1;
-            drop(crew);
-            self.awake.fetch_add(1, Ordering::SeqCst);
-            self.start_thread();
-        } else {
-            self.arrived();
-        }
-    }
-
-    /// The called thread is there, or there was none to call.
-    fn arrived(&self) {
-        self.calling.swap(false, Ordering::AcqRel);
-    }
-
-    fn start_thread(self: &Arc<Self>) {
-        let shared = Arc::clone(self);
-        let started: io::Result<_> = thread::Builder::new()
-            .name("kernel-worker".into())
-            .spawn(move || shared.work());
-        if let Err(error) = started {
-            self.awake.fetch_sub(1, Ordering::SeqCst);
-            let mut crew = self.crew();
-            crew.threads -= 1;
-            self.arrived();
-            assert!(
-                crew.threads > 0,
-                "no worker thread could be started: {error}"
-            );
-            log::warn!("starting a worker thread: {error}; {} go on", crew.threads);
-        }
-    }
-
-    /// The life of a thread.
-    fn work(self: &Arc<Self>) {
-        let bed = Arc::new(AtomicBool::new(false));
-        let mut called = true;
-        loop {
-            if called && self.is_late() {
-                called = false;
-                self.arrived();
-                self.awake.fetch_sub(1, Ordering::SeqCst);
-                self.look_out();
-                self.awake.fetch_add(1, Ordering::SeqCst);
-            }
-            if let Ok(job) = self.queue.try_recv() {
-                self.taken.0.fetch_add(1, Ordering::Relaxed);
-                if std::mem::take(&mut called) {
-                    self.arrived();
-                }
-                if !self.queue.is_empty() && !self.is_attended() {
-                    self.call_thread();
-                }
-                match job.run() {
-                    End::Zombie => return,
-                    End::Answered(Some(ring)) => self.owe(ring),
-                    End::Answered(None) | End::Unmade => {}
-                }
-                continue;
-            }
-            if std::mem::take(&mut called) {
-                self.arrived();
-            }
-            self.awake.fetch_sub(1, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
-            match self.sleep(&bed) {
-                Sleep::Not => {
-                    self.awake.fetch_add(1, Ordering::SeqCst);
-                }
-                Sleep::UntilCalled => called = true,
-                Sleep::ForEver => return,
-            }
-        }
-    }
-
-    /// Whether others have taken so many calls since this thread was called that it need not have come.
-    fn is_late(&self) -> bool {
-        let taken = self.taken.0.load(Ordering::Relaxed) - self.called_at.load(Ordering::Relaxed);
-        taken >= FEW && self.awake.load(Ordering::SeqCst) > 1
-    }
-
-    /// Who has answered a sleeping kernel wakes it, but only after the next answers if those come soon; the lookout sees to it if they do not.
-    fn owe(&self, ring: Ring) {
-        if self.queue.is_empty() || !self.is_attended() {
-            return;
-        }
-        let mut crew = self.crew();
-        // The lookout pays the debts once more after it has said that it goes.
-        if self.watched.load(Ordering::SeqCst) {
-            crew.owed.push(ring);
-        }
-    }
-
-    fn pay_debts(&self) {
-        let owed = std::mem::take(&mut self.crew().owed);
-        drop(owed);
-    }
-
-    /// Naps as long as calls are taken, and short ones, unless somebody does already.
-    fn look_out(&self) {
-        if self.watched.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        loop {
-            let before = self.taken.0.load(Ordering::Relaxed);
-            thread::park_timeout(NAP);
-            let taken = self.taken.0.load(Ordering::Relaxed) - before;
-            let enough = if self.queue.is_empty() { 1 } else { MANY };
-            if taken < enough {
-                break;
-            }
-            self.pay_debts();
-        }
-        self.watched.store(false, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.pay_debts();
-    }
-
-    /// Sleeps, unless there are calls.
-    fn sleep(&self, bed: &Arc<AtomicBool>) -> Sleep {
-        let mut crew = self.crew();
-        if !self.queue.is_empty() {
-            return Sleep::Not;
-        }
-        if crew.closed {
-            return Sleep::ForEver;
-        }
-        crew.sleepers.push(Sleeper {
-            thread: thread::current(),
-            called: Arc::clone(bed),
-        });
-        let owed = std::mem::take(&mut crew.owed);
-        drop(crew);
-        drop(owed);
-        while !bed.swap(false, Ordering::Acquire) {
-            thread::park();
-        }
-        Sleep::UntilCalled
-    }
-
-    /// A thread is left to its zombie: another may take its place.
-    fn discharge(self: &Arc<Self>) {
-        self.crew().threads -= 1;
-        self.awake.fetch_sub(1, Ordering::SeqCst);
-        if !self.queue.is_empty() {
-            self.call_thread();
-        }
-    }
-
-    /// Nothing that runs under the lock leaves the counts half changed, so poison is no reason to stop.
-    fn crew(&self) -> MutexGuard<'_, Crew> {
-        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How a thread slept.
-enum Sleep {
-    Not,
-    UntilCalled,
-    /// The pool is gone.
-    ForEver,
 }
 
 /// The caller's side of a call.
@@ -423,5 +161,30 @@ impl<F, T> Drop for Errand<F, T> {
         if self.call.take().is_some_and(|call| call.abandon()) {
             self.pool.0.discharge();
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{JoinError, spawn};
+
+    #[test]
+    fn a_call_panics_in_its_caller_when_there_is_no_thread_for_it() {
+        let pool = ThreadPool::started_by(2, |_| Err(io::ErrorKind::OutOfMemory.into()));
+        crate::run(async {
+            for _ in 0..2 {
+                let call = pool.run(|| 1);
+                let Err(JoinError::Panicked(panic)) = spawn(call).join().await else {
+                    panic!("there is no thread");
+                };
+                assert_eq!(
+                    panic.to_string(),
+                    "no worker thread could be started: out of memory"
+                );
+                assert_eq!(pool.threads(), 0);
+            }
+        })
+        .unwrap();
     }
 }

@@ -269,7 +269,7 @@ mod tests {
         assert!(text.contains("did you mean"), "{text}");
         assert_eq!(
             refusal(of("add", &[])).1,
-            "function \"add\" is not registered"
+            "function \"add\" is not registered; the app's log begins with the names that are"
         );
     }
 }

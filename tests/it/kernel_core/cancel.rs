@@ -387,6 +387,21 @@ fn a_pending_cancellation_can_be_looked_at_taken_and_replaced() {
     });
 }
 
+#[test]
+fn to_take_a_cancellation_is_not_to_take_the_timeout_around() {
+    run_with(async |clock| {
+        let outcome = timeout_after(s(5), async {
+            set_cancellation(Some(Interrupt::cancelled()));
+            assert!(take_cancellation(|_| true).is_some());
+            shield(sleep(s(6))).await?;
+            assert_eq!(pending_cancellation(), Some(Interrupt::TaskTimeout));
+            sleep(s(9)).await
+        });
+        assert_eq!(outcome.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(6));
+    });
+}
+
 /// R1 and R11: each wait that is outstanding is told, each firing once.
 #[test]
 fn r11_both_waits_of_a_join_are_interrupted_and_the_next_works() {
@@ -589,6 +604,7 @@ fn what_is_pending_is_told_at_the_entry_of_every_blocking_trap_and_nothing_is_re
             Ok::<_, Interrupt>(())
         });
         outcome.await.unwrap();
+        assert_eq!(pending_cancellation(), None);
         sleep(s(1)).await.unwrap();
     });
 }
@@ -666,6 +682,25 @@ fn a_leaf_can_be_moved_to_another_task_and_outlive_its_own() {
         let outcome = ignore_after(s(60), slot.take().unwrap()).await;
         assert_eq!(outcome, Err(Interrupt::UncaughtTimeout));
         assert_eq!(now() - before, s(5));
+    });
+}
+
+#[test]
+fn a_leaf_that_outlives_its_task_does_not_wake_the_next_one_in_its_place() {
+    run(async {
+        let kept = Rc::new(Cell::new(None));
+        let place = kept.clone();
+        let first = spawn(async move {
+            let mut nap = Box::pin(sleep(s(5)));
+            assert!(futures::poll!(&mut nap).is_pending());
+            place.set(Some(nap));
+        });
+        first.join().await.unwrap();
+        let next = spawn(pending::<()>());
+        sleep(s(6)).await.unwrap();
+        assert_eq!(next.cycles(), 1);
+        assert!(next.info().unwrap().waits.is_empty());
+        kept.take().unwrap().await.unwrap();
     });
 }
 

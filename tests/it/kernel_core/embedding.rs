@@ -1,18 +1,19 @@
 //! The kernel as a guest of somebody else's loop.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kernel::{Interrupt, Kernel, sleep, spawn, yield_now};
+use kernel::traps::future_wait;
+use kernel::{Activation, Builder, Interrupt, Kernel, KernelView, sleep, spawn, yield_now};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::ms;
+use super::{Story, ms, virtual_kernel};
 
 /// A foreign loop, in real time: it knows the kernel's descriptor and the deadline, and nothing else.
 struct Host<'env> {
@@ -105,9 +106,12 @@ fn a_foreign_loop_hosts_the_kernel_by_descriptor_deadline_and_turn() {
 }
 
 fn is_readable(kernel: &Kernel<'_>) -> bool {
+    is_fd_readable(kernel.as_fd().as_raw_fd())
+}
+
+fn is_fd_readable(fd: RawFd) -> bool {
     // A fresh registration is level-triggered in effect: it reports what is there already.
     let mut poll = Poll::new().unwrap();
-    let fd = kernel.as_fd().as_raw_fd();
     poll.registry()
         .register(&mut SourceFd(&fd), Token(0), Interest::READABLE)
         .unwrap();
@@ -123,6 +127,8 @@ fn is_readable(kernel: &Kernel<'_>) -> bool {
 fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     let mut kernel = Kernel::new().unwrap();
     assert!(!is_readable(&kernel));
+    // A turn waits no longer than it may, also if no deadline is near.
+    assert_eq!(kernel.turn(Some(ms(1))).unwrap().polled, 0);
     let remote = kernel.remote();
     assert!(remote.call(|| {}));
     assert!(is_readable(&kernel), "before the first turn");
@@ -165,6 +171,78 @@ fn the_descriptor_is_readable_exactly_while_there_is_something_to_do() {
     assert!(task.is_terminated());
 }
 
+/// What calls into its kernel just when that is about to sleep, as another thread may.
+type Call = Box<dyn FnOnce()>;
+
+struct Ringer(Rc<Cell<Option<Call>>>);
+
+impl Activation for Ringer {
+    fn idle(&mut self, _: &KernelView<'_>) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
+    }
+}
+
+/// Lest the next sleep be over at once.
+#[test]
+fn what_rings_when_the_kernel_is_about_to_sleep_is_silenced_before_it_is_heard() {
+    let call: Rc<Cell<Option<Call>>> = Rc::default();
+    let ringer = Ringer(call.clone());
+    let mut kernel = Builder::new().activation(ringer).build().unwrap();
+    let (remote, fd) = (kernel.remote(), kernel.as_fd().as_raw_fd());
+    let (sender, heard) = mpsc::channel();
+    let main = async {
+        for _ in 0..100 {
+            yield_now().await.unwrap(); // the first look of a run silences whatever rang before
+        }
+        call.set(Some(Box::new(move || {
+            let tell = move || sender.send(is_fd_readable(fd)).unwrap();
+            assert!(remote.call(tell));
+        })));
+        sleep(ms(1)).await.unwrap();
+    };
+    kernel.run(main).unwrap();
+    assert_eq!(heard.recv(), Ok(false));
+}
+
+#[test]
+fn an_answer_on_credit_makes_the_descriptor_readable_when_it_is_paid_for() {
+    let (mut kernel, _) = virtual_kernel();
+    let kept = Rc::new(RefCell::new(None));
+    let place = kept.clone();
+    let task = kernel.spawn(future_wait(move |completer| {
+        place.replace(Some(completer));
+    }));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(!is_readable(&kernel));
+    let ring = kept.take().unwrap().complete_on_credit();
+    assert!(!is_readable(&kernel));
+    drop(ring.expect("the kernel waits for its host"));
+    assert!(is_readable(&kernel));
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(task.is_terminated());
+}
+
+#[test]
+fn what_is_woken_between_turns_goes_before_what_is_spawned_after() {
+    let (mut kernel, _) = virtual_kernel();
+    let (story, lot) = (Story::default(), Rc::new(kernel::traps::Lot::new()));
+    let (teller, parked) = (story.clone(), lot.clone());
+    kernel.spawn(async move {
+        kernel::traps::sched_wait(&parked, kernel::WaitKind::Event)
+            .await
+            .unwrap();
+        teller.tell("woken");
+    });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    kernel::traps::sched_wake(&lot, 1);
+    let teller = story.clone();
+    kernel.spawn(async move { teller.tell("spawned") });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    story.assert(&["woken", "spawned"]);
+}
+
 /// Accepts: embed/fair_turn, sweepea-defect/S12
 #[test]
 fn one_turn_is_bounded_however_busy_the_guest_is() {
@@ -189,6 +267,15 @@ fn one_turn_is_bounded_however_busy_the_guest_is() {
     let cycles: Vec<_> = kernel.tasks().iter().map(|task| task.cycles).collect();
     assert_eq!(cycles.iter().sum::<u32>() as usize, total);
     assert!(cycles.iter().max().unwrap() - cycles.iter().min().unwrap() <= 1);
+    // How many it polls depends on the time that they take; here they take none.
+    for (tasks, polled) in [(10, 10), (61, 61), (1000, 61)] {
+        let (mut kernel, _) = virtual_kernel();
+        for _ in 0..tasks {
+            kernel.spawn(yield_now());
+        }
+        let turn = kernel.turn(Some(Duration::ZERO)).unwrap();
+        assert_eq!(turn.polled, polled);
+    }
     // A single spinning task is polled once a turn.
     let mut kernel = Kernel::new().unwrap();
     kernel.spawn(async {

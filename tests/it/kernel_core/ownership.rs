@@ -1,13 +1,16 @@
 //! What may borrow, outlive and be leaked. The compile-time half is in the documentation of `Kernel`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Wake, Waker};
-use std::time::Duration;
+use std::task::{Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
-use kernel::{Kernel, Task, TaskRef, WaitKind, current_task, sleep, spawn, yield_now};
+use kernel::{
+    Builder, Clock, Kernel, Task, TaskRef, VirtualClock, WaitKind, current_task, sleep, spawn,
+    yield_now,
+};
 
 use super::{Story, Teller, ms, run, s, virtual_kernel};
 
@@ -86,7 +89,7 @@ fn wakers_remotes_and_handles_that_outlive_their_kernel_do_nothing() {
         let mut wakers = kept.take();
         wakers.push(cx.waker().clone());
         kept.set(wakers);
-        std::task::Poll::<()>::Pending
+        Poll::<()>::Pending
     }));
     let task = kernel.spawn(sleep(s(1)));
     let remote = kernel.remote();
@@ -127,6 +130,89 @@ fn wakers_remotes_and_handles_that_outlive_their_kernel_do_nothing() {
         current_task().id().get()
     });
     assert_eq!(value, 1);
+}
+
+#[test]
+fn a_waker_that_outlives_its_task_does_not_wake_the_next_ones_in_its_place() {
+    run(async {
+        let kept: Rc<RefCell<Vec<Waker>>> = Rc::default();
+        for _ in 0..10 {
+            let kept = kept.clone();
+            let task = std::future::poll_fn(move |cx| {
+                kept.borrow_mut().push(cx.waker().clone());
+                Poll::Ready(())
+            });
+            spawn(task).join().await.unwrap();
+        }
+        let next = spawn(std::future::pending::<()>());
+        yield_now().await.unwrap();
+        assert_eq!(next.cycles(), 1);
+        kept.take().into_iter().for_each(Waker::wake);
+        yield_now().await.unwrap();
+        assert_eq!(next.cycles(), 1);
+    });
+}
+
+#[test]
+fn a_task_that_is_woken_several_times_is_polled_once() {
+    run(async {
+        let kept: Rc<Cell<Option<Waker>>> = Rc::default();
+        let place = kept.clone();
+        let task = spawn(std::future::poll_fn(move |cx| {
+            place.set(Some(cx.waker().clone()));
+            Poll::<()>::Pending
+        }));
+        yield_now().await.unwrap();
+        let waker = kept.take().unwrap();
+        for _ in 0..3 {
+            waker.wake_by_ref();
+        }
+        for _ in 0..3 {
+            yield_now().await.unwrap();
+        }
+        assert_eq!(task.cycles(), 2);
+    });
+}
+
+/// Wakes a task whenever it is asked for the time, which is while the kernel's tables are in use.
+struct Rooster(VirtualClock, Rc<Cell<Option<Waker>>>);
+
+impl Clock for Rooster {
+    fn now(&self) -> Instant {
+        if let Some(waker) = self.1.take() {
+            waker.wake();
+        }
+        self.0.now()
+    }
+    fn is_virtual(&self) -> bool {
+        true
+    }
+    fn advance_to(&self, deadline: Instant) -> bool {
+        self.0.advance_to(deadline)
+    }
+}
+
+#[test]
+fn a_clock_may_wake_tasks() {
+    let kept: Rc<Cell<Option<Waker>>> = Rc::default();
+    let clock = Rooster(VirtualClock::new(), kept.clone());
+    let mut kernel = Builder::new().clock(clock).build().unwrap();
+    let main = async {
+        let mut polls = 0;
+        let task = spawn(std::future::poll_fn(move |cx| {
+            polls += 1;
+            kept.set(Some(cx.waker().clone()));
+            match polls {
+                ..5 => Poll::Pending,
+                _ => Poll::Ready(polls),
+            }
+        }));
+        for _ in 0..5 {
+            sleep(ms(1)).await.unwrap();
+        }
+        task.try_join().expect("it was woken each time").unwrap()
+    };
+    assert_eq!(kernel.run(main).unwrap(), 5);
 }
 
 #[test]

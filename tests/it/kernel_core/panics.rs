@@ -313,6 +313,27 @@ fn a_destructor_may_use_the_kernel() {
 }
 
 #[test]
+fn what_a_destructor_spawns_while_its_kernel_goes_is_dropped_at_once() {
+    struct Late(Story);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let task = spawn(std::future::pending::<()>());
+            self.0.tell(task.is_terminated());
+        }
+    }
+    let story = Story::default();
+    let (mut kernel, _) = virtual_kernel();
+    let late = Late(story.clone());
+    kernel.spawn(async move {
+        let _late = late;
+        std::future::pending::<()>().await;
+    });
+    kernel.run(yield_now()).unwrap().unwrap();
+    drop(kernel);
+    story.assert(&["true"]);
+}
+
+#[test]
 fn a_panic_that_nobody_joined_is_logged() {
     let logged = lines_of(Level::Error, || {
         run(async {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::{
     Builder, Interrupt, JoinError, Kernel, RunError, TaskState, VirtualClock, WaitKind,
-    current_task, now, sleep, spawn, yield_now,
+    current_task, now, sleep, spawn, timeout_after, yield_now,
 };
 
 use super::{Story, Teller, ms, run, run_with, s, told_of_sleep, virtual_kernel};
@@ -150,6 +150,24 @@ fn any_number_of_tasks_wait_for_one_and_go_on_in_the_order_they_came() {
         task.wait().await.unwrap(); // does not block any more
     });
     story.assert(&["a", "b", "c"]);
+}
+
+#[test]
+fn a_wait_for_a_task_that_is_given_up_leaves_nothing_and_another_finds_the_end() {
+    run(async {
+        let task = spawn(std::future::pending::<()>());
+        let mut wait = task.wait();
+        assert!(futures::poll!(&mut wait).is_pending());
+        assert_eq!(current_task().info().unwrap().waits.len(), 1);
+        drop(wait);
+        assert!(current_task().info().unwrap().waits.is_empty());
+        let waiter = spawn(task.wait());
+        yield_now().await.unwrap();
+        task.abort();
+        task.wait().await.unwrap();
+        waiter.join().await.unwrap().unwrap();
+        task.wait().await.unwrap();
+    });
 }
 
 /// Accepts: trap/spawn, trap/get_current
@@ -414,6 +432,15 @@ fn shutdown_ends_although_a_task_waits_for_what_never_comes() {
     let (kernel, _) = virtual_kernel();
     kernel.spawn(async {});
     kernel.shutdown(Some(Duration::MAX)).unwrap();
+    // A virtual clock stands still meanwhile; the grace ends all the same.
+    let (kernel, clock) = virtual_kernel();
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    kernel.spawn(kernel::shield(async move {
+        kernel::traps::read_wait(&ours).await
+    }));
+    let report = kernel.shutdown(Some(ms(5))).unwrap();
+    assert_eq!((report.cancelled, report.aborted), (0, 1));
+    assert_eq!(clock.elapsed(), ms(5));
 }
 
 /// Accepts: debug/deadlock
@@ -445,6 +472,42 @@ fn a_main_task_that_nothing_can_wake_is_a_deadlock_with_a_dump() {
 }
 
 #[test]
+fn no_wait_that_is_over_hides_a_deadlock() {
+    use kernel::traps::{future_wait, io_release, read_wait};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    let (mut kernel, _) = virtual_kernel();
+    let outcome = kernel.run(async {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"x").unwrap();
+        read_wait(&ours).await.unwrap();
+        ours.read_exact(&mut [0]).unwrap();
+        let late = timeout_after(ms(1), async { read_wait(&ours).await });
+        assert!(late.await.is_err());
+        let mut abandoned = Box::pin(read_wait(&ours));
+        assert!(futures::poll!(&mut abandoned).is_pending());
+        drop(abandoned);
+        let mut released = Box::pin(read_wait(&ours));
+        assert!(futures::poll!(&mut released).is_pending());
+        io_release(&ours);
+        released.await.unwrap_err();
+
+        future_wait(drop).await.unwrap();
+        let mut kept = None;
+        let late = timeout_after(ms(1), future_wait(|completer| kept = Some(completer)));
+        assert!(late.await.is_err());
+        let mut abandoned = Box::pin(future_wait(|completer| kept = Some(completer)));
+        assert!(futures::poll!(&mut abandoned).is_pending());
+        drop(abandoned);
+        drop(kept);
+        sleep(ms(1)).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    assert!(matches!(outcome, Err(RunError::Deadlock(_))));
+}
+
+#[test]
 fn a_remote_or_a_kept_waker_is_no_deadlock() {
     let (mut kernel, asleep) = told_of_sleep(Builder::new().clock(VirtualClock::new()));
     let remote = kernel.remote();
@@ -465,6 +528,18 @@ fn a_remote_or_a_kept_waker_is_no_deadlock() {
         .unwrap();
     thread.join().unwrap();
     LOT.take();
+}
+
+#[test]
+fn the_dump_is_in_the_order_of_spawning_whichever_places_are_used_again() {
+    run(async {
+        let first = spawn(async {});
+        let _second = spawn(sleep(s(1)));
+        first.join().await.unwrap();
+        let _third = spawn(sleep(s(1)));
+        let ids: Vec<_> = kernel::tasks().iter().map(|task| task.id.get()).collect();
+        assert_eq!(ids, [1, 3, 4]);
+    });
 }
 
 /// Accepts: debug/dump, curio/task/task_diag

@@ -1,9 +1,10 @@
 //! Timeouts as Curio nests them; rules R6 to R9.
 
+use futures::channel::oneshot;
 use futures::future::{join, select};
 use kernel::{
-    Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, shield, sleep, spawn,
-    timeout_after, timeout_at, yield_now,
+    Interrupt, MaybeInterrupt, drop_after, ignore_after, ignore_at, now, pending_cancellation,
+    shield, sleep, spawn, timeout_after, timeout_at, yield_now,
 };
 
 use log::Level;
@@ -33,8 +34,12 @@ fn tell(story: &Story, name: &str, outcome: Result<(), Interrupt>) {
 #[test]
 fn a_sleep_that_is_too_long_times_out() {
     run_with(async |clock| {
-        let outcome = timeout_after(ms(100), sleep(s(1))).await;
-        assert_eq!(outcome, Err(Interrupt::TaskTimeout));
+        let outcome = timeout_after(ms(100), async {
+            let outcome = sleep(s(1)).await;
+            assert_eq!(pending_cancellation(), None, "it was told");
+            outcome
+        });
+        assert_eq!(outcome.await, Err(Interrupt::TaskTimeout));
         assert_eq!(clock.elapsed(), ms(100));
     });
 }
@@ -118,6 +123,99 @@ fn r7_swallowing_the_timeout_of_an_outer_block_wins_no_time() {
         "coro2 start",
         "parent timeout",
     ]);
+}
+
+/// What was begun in a block and moved out of it is in the block around from then on, also before it is polled there.
+#[test]
+fn r3_what_leaves_its_block_is_interrupted_with_the_block_around() {
+    run_with(async |clock| {
+        let outer = timeout_after(s(1), async {
+            let mut leaf = Box::pin(sleep(s(5)));
+            let mut block = Box::pin(timeout_after(s(30), sleep(s(5))));
+            timeout_after(s(50), async {
+                assert!(futures::poll!(&mut leaf).is_pending());
+                assert!(futures::poll!(&mut block).is_pending());
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            assert_eq!(sleep(s(9)).await, Err(Interrupt::TaskTimeout));
+            assert_eq!(leaf.await, Err(Interrupt::TaskTimeout));
+            block.await
+        });
+        assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(1));
+    });
+}
+
+#[test]
+fn r3_a_block_that_was_begun_outside_is_interrupted_with_the_one_that_it_is_polled_in() {
+    run_with(async |clock| {
+        let mut begun = Box::pin(timeout_after(s(50), sleep(s(40))));
+        assert!(futures::poll!(&mut begun).is_pending());
+        let mut outcome = None;
+        let around = timeout_after(s(1), async {
+            outcome = Some(begun.await);
+            Ok::<_, Interrupt>(())
+        });
+        around.await.unwrap();
+        assert_eq!(outcome, Some(Err(Interrupt::TimeoutCancellation)));
+        assert_eq!(clock.elapsed(), s(1));
+    });
+}
+
+/// Even if something else has taken the block's place meanwhile.
+#[test]
+fn r3_what_leaves_the_outermost_block_is_cancelled_with_its_task() {
+    run(async {
+        let task = spawn(async {
+            let mut leaf = Box::pin(sleep(s(5)));
+            timeout_after(s(50), async {
+                assert!(futures::poll!(&mut leaf).is_pending());
+                Ok::<_, Interrupt>(())
+            })
+            .await
+            .unwrap();
+            shield(sleep(s(2))).await.unwrap();
+            leaf.await
+        });
+        sleep(s(1)).await.unwrap();
+        task.cancel().await.unwrap();
+        let outcome = task.join().await.unwrap();
+        assert!(
+            matches!(outcome, Err(Interrupt::Cancelled(_))),
+            "{outcome:?}"
+        );
+    });
+}
+
+/// What fired beyond the shield is no concern of a block behind it.
+#[test]
+fn r8_a_block_behind_a_shield_reports_its_own_deadline_as_its_own() {
+    run(async {
+        let outer = timeout_after(s(1), async {
+            let inner = shield(timeout_after(s(5), sleep(s(9)))).await;
+            assert_eq!(inner, Err(Interrupt::TaskTimeout));
+            sleep(s(9)).await
+        });
+        assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
+    });
+}
+
+#[test]
+fn r7_nor_does_swallowing_it_inside_of_the_inner_block() {
+    run_with(async |clock| {
+        let outer = timeout_after(s(1), async {
+            timeout_after(s(50), async {
+                assert_eq!(sleep(s(40)).await, Err(Interrupt::TaskTimeout));
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            assert_eq!(pending_cancellation(), Some(Interrupt::TaskTimeout));
+            sleep(s(40)).await
+        });
+        assert_eq!(outer.await, Err(Interrupt::TaskTimeout));
+        assert_eq!(clock.elapsed(), s(1));
+    });
 }
 
 /// Accepts: curio/kernel/nested_context_timeout
@@ -299,6 +397,100 @@ fn r9_a_cancellation_switches_the_timeouts_off() {
     ]);
 }
 
+/// Both have come before the task is polled: the cancellation is around the block.
+#[test]
+fn r6_a_cancellation_right_after_a_timeout_is_what_the_task_is_told() {
+    run(async {
+        let task = spawn(timeout_after(s(5), sleep(s(100))));
+        sleep(s(5)).await.unwrap(); // armed before the block, so that we go first
+        assert!(task.request_cancel(""));
+        let outcome = task.join().await.unwrap();
+        assert!(
+            matches!(outcome, Err(Interrupt::Cancelled(_))),
+            "{outcome:?}"
+        );
+    });
+}
+
+#[test]
+fn r9_a_timeout_that_nobody_was_told_of_is_off_as_well() {
+    run(async {
+        let (sender, receiver) = oneshot::channel::<()>();
+        let task = spawn(timeout_after(s(1), async {
+            receiver.await.unwrap();
+            assert!(sleep(s(9)).await.unwrap_err() != Interrupt::TaskTimeout);
+            timeout_after(s(1), sleep(s(9))).await
+        }));
+        sleep(s(2)).await.unwrap();
+        task.request_cancel("");
+        sender.send(()).unwrap();
+        let clean_up = task.join().await.unwrap();
+        assert_eq!(clean_up, Err(Interrupt::UncaughtTimeout));
+    });
+}
+
+/// There is nothing to switch off where no deadline is, or where it has been told of.
+#[test]
+fn r9_a_cancellation_leaves_alone_what_has_no_deadline_any_more() {
+    run(async {
+        let endless = spawn(timeout_after(None, sleep(s(9))));
+        let expired = spawn(timeout_after(s(1), async {
+            let interrupt = sleep(s(9)).await.unwrap_err();
+            sleep(s(9)).await.unwrap_err();
+            Err::<(), _>(interrupt)
+        }));
+        sleep(s(2)).await.unwrap();
+        endless.cancel().await.unwrap();
+        let outcome = endless.join().await.unwrap();
+        assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+        expired.cancel().await.unwrap();
+        assert_eq!(expired.join().await.unwrap(), Err(Interrupt::TaskTimeout));
+    });
+}
+
+#[test]
+fn r9_a_deadline_that_was_told_before_the_cancellation_does_not_come_again() {
+    run(async {
+        let task = spawn(timeout_after(s(1), async {
+            timeout_after(s(50), async {
+                assert_eq!(sleep(s(9)).await, Err(Interrupt::TaskTimeout));
+                let outcome = sleep(s(9)).await;
+                assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+                Ok::<_, Interrupt>(())
+            })
+            .await?;
+            sleep(s(9)).await.map(drop) // the clean-up
+        }));
+        sleep(s(2)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Ok(()));
+    });
+}
+
+/// The one that was begun last leads to the others.
+#[test]
+fn r9_also_when_another_block_was_moved_to_another_task() {
+    run(async {
+        let task = spawn(async {
+            let mut kept = Box::pin(timeout_after(s(5), async {
+                let outcome = sleep(s(100)).await;
+                assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+                sleep(s(50)).await // the clean-up
+            }));
+            assert!(futures::poll!(&mut kept).is_pending());
+            let mut moved = Box::pin(timeout_after(s(20), sleep(s(100))));
+            assert!(futures::poll!(&mut moved).is_pending());
+            let moved = spawn(moved);
+            yield_now().await.unwrap();
+            kept.await.unwrap();
+            moved.join().await.unwrap()
+        });
+        sleep(s(1)).await.unwrap();
+        task.cancel().await.unwrap();
+        assert_eq!(task.join().await.unwrap(), Err(Interrupt::TaskTimeout));
+    });
+}
+
 #[test]
 fn r9_a_timeout_behind_a_shield_outlives_a_cancellation() {
     for stall in [false, true] {
@@ -379,14 +571,28 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
             assert_eq!(late, Ok("result"));
             sleep(s(5)).await.unwrap();
             assert_eq!(clock.elapsed(), s(7), "no timeout later");
-            let in_time = timeout_after(s(1), sleep(ms(1))).await;
-            in_time.unwrap();
         });
     });
     if cfg!(debug_assertions) {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("after its deadline"), "{warnings:?}");
     }
+    let warnings = lines_of(Level::Warn, || {
+        run(async { timeout_after(s(1), sleep(ms(1))).await.unwrap() });
+        run(async {
+            timeout_after(s(2), timeout_after(s(1), sleep(ms(1))))
+                .await
+                .unwrap()
+        });
+    });
+    assert!(warnings.is_empty(), "{warnings:?}");
+    // One that has expired where nobody could be told.
+    let warnings = lines_of(Level::Warn, || {
+        run(async {
+            timeout_after(s(1), shield(sleep(s(2)))).await.unwrap();
+        });
+    });
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
 }
 
 /// Accepts: trap/set_timeout, trap/unset_timeout

@@ -1,9 +1,11 @@
 //! The door itself: parking lots, answers from elsewhere, bare descriptors.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use futures::channel::oneshot;
 use futures::future::join;
@@ -17,7 +19,10 @@ use kernel::{
     spawn, timeout_after, yield_now,
 };
 
-use super::{Story, ms, run, run_with, s, told_of_sleep};
+use log::Level;
+
+use super::logged::lines_of;
+use super::{Story, ms, run, run_with, s, told_of_sleep, virtual_kernel};
 
 /// One stands in the lot with a waker that a combinator made, the others with their task's own.
 #[test]
@@ -81,6 +86,28 @@ fn a_lot_wakes_as_many_as_asked_in_the_order_they_came() {
     story.assert(&["a", "c", "|", "d", "e"]);
 }
 
+/// The kind says where the kernel keeps a wait: a caller cannot have it look for a lot's in the timer wheel.
+#[test]
+fn a_kind_that_no_lot_has_is_custom() {
+    run(async {
+        let lot = Rc::new(Lot::new());
+        for kind in [
+            WaitKind::Sleep,
+            WaitKind::Read,
+            WaitKind::Remote,
+            WaitKind::Join,
+        ] {
+            let parked = lot.clone();
+            let task = spawn(async move { sched_wait(&parked, kind).await });
+            yield_now().await.unwrap();
+            let info = kernel::tasks().pop().unwrap();
+            assert_eq!((info.id, info.waits[0].0), (task.id(), WaitKind::Custom));
+            task.cancel().await.unwrap();
+            assert!(lot.is_empty());
+        }
+    });
+}
+
 #[test]
 fn a_woken_wait_knows_it_until_it_is_polled() {
     run(async {
@@ -94,6 +121,11 @@ fn a_woken_wait_knows_it_until_it_is_polled() {
         wait.as_mut().await.unwrap();
         assert!(!wait.is_woken() && !wait.is_waiting());
     });
+    // With its kernel goes whoever could wake it.
+    let lot = Lot::new();
+    let mut wait = Box::pin(sched_wait(&lot, WaitKind::Semaphore));
+    run(async { assert!(futures::poll!(&mut wait).is_pending()) });
+    assert!(!wait.is_woken());
 }
 
 /// A queue or lock that is made outside serves one kernel after another.
@@ -176,6 +208,22 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
         assert_eq!(ignore_after(ms(5), waiting.as_mut()).await, Ok(None));
         drop(waiting);
         drop(next);
+
+        let mut late = None;
+        let mut given_up = Box::pin(future_wait(|completer| late = Some(completer)));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        let next = Cell::new(None);
+        let mut waiting = Box::pin(future_wait(|completer| next.set(Some(completer))));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(late);
+        sleep(ms(1)).await.unwrap();
+        assert!(
+            futures::poll!(&mut waiting).is_pending(),
+            "it has the place"
+        );
+        drop(next.take());
+        waiting.await.unwrap();
 
         // A thread that goes without an answer answers all the same; so does one that is quicker than the wait.
         future_wait(|completer| {
@@ -282,6 +330,25 @@ fn a_reader_and_a_writer_share_a_descriptor_and_a_second_of_each_is_refused() {
     });
 }
 
+/// The poller told that it was readable while nobody asked.
+#[test]
+fn what_was_readable_before_is_told_although_another_task_waits_to_write() {
+    run(async {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Rc::new(ours);
+        ours.set_nonblocking(true).unwrap();
+        while (&*ours).write(&[0; 65536]).is_ok() {}
+        let writing = ours.clone();
+        let writer = spawn(async move { write_wait(&writing).await });
+        yield_now().await.unwrap();
+        theirs.write_all(b"x").unwrap();
+        sleep(ms(1)).await.unwrap();
+        let readable = timeout_after(s(1), async { read_wait(&ours).await });
+        readable.await.unwrap();
+        assert_eq!(io_waiting(&ours), (None, Some(writer.id())));
+    });
+}
+
 /// Accepts: trap/io_release
 #[test]
 fn releasing_a_descriptor_tells_whoever_waits_for_it() {
@@ -296,6 +363,104 @@ fn releasing_a_descriptor_tells_whoever_waits_for_it() {
         assert_eq!(error.kind(), ErrorKind::NotConnected);
         assert_eq!(io_waiting(&ours), (None, None));
     });
+}
+
+/// By its own task, between turns, and while another kernel runs.
+#[test]
+fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
+    use kernel::traps::{Direction, Source};
+
+    for by in ["its own", "no", "another kernel's"] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let (mut kernel, _) = virtual_kernel();
+        let calls = Cell::new(0);
+        let read = || {
+            calls.set(calls.get() + 1);
+            (&ours).read(&mut [0])
+        };
+        let first = async {
+            let first = source.ready_op(Direction::Read, read);
+            let write = async { theirs.write_all(b"xy").unwrap() };
+            join(first, write).await.0.unwrap()
+        };
+        assert_eq!(kernel.run(first).unwrap(), 1);
+        assert_eq!(
+            calls.take(),
+            2,
+            "once in vain, and when there was something"
+        );
+        assert_eq!(read().unwrap(), 1);
+        let clear = async { source.clear_ready(Direction::Read) };
+        match by {
+            "its own" => kernel.run(clear).unwrap(),
+            "no" => source.clear_ready(Direction::Read),
+            _ => run(clear),
+        }
+        calls.set(0);
+        let again = timeout_after(s(1), async { source.ready_op(Direction::Read, read).await });
+        assert!(kernel.run(again).unwrap().is_err());
+        assert_eq!(calls.get(), 0, "it would block, as {by} task says");
+    }
+}
+
+#[test]
+fn releasing_a_source_tells_whoever_waits_for_it() {
+    use kernel::traps::{Direction, Source};
+
+    run(async {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let read = source.ready_op(Direction::Read, || (&ours).read(&mut [0]));
+        let release = async { source.release() };
+        let (outcome, ()) = join(read, release).await;
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NotConnected);
+        assert_eq!(io_waiting(&ours), (None, None));
+    });
+}
+
+/// Whoever never has to wait lets others run all the same.
+#[test]
+fn a_task_makes_128_calls_in_one_poll() {
+    use kernel::traps::{Direction, Source};
+
+    run(async {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let calls = Rc::new(Cell::new(0));
+        let counter = calls.clone();
+        let task = spawn(async move {
+            let source = Source::new(&ours);
+            loop {
+                let call = source.ready_op(Direction::Write, || Ok(()));
+                call.await.unwrap();
+                counter.set(counter.get() + 1);
+            }
+        });
+        for polls in 1..4 {
+            yield_now().await.unwrap();
+            assert_eq!((task.cycles(), calls.get()), (polls, polls * 128));
+        }
+        task.abort();
+    });
+}
+
+#[test]
+fn a_descriptor_that_is_closed_while_it_is_waited_for_is_told_of_in_the_log() {
+    let lines = lines_of(Level::Debug, || {
+        run(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let mut wait = Box::pin(read_wait(&ours));
+            assert!(futures::poll!(&mut wait).is_pending());
+            drop(ours);
+            drop(wait);
+        });
+    });
+    let told = lines
+        .iter()
+        .filter(|line| line.contains("closed before it was released"));
+    assert_eq!(told.count(), 1, "{lines:?}");
 }
 
 #[test]
@@ -362,9 +527,72 @@ fn a_foreign_channel_wakes_our_task_from_this_thread_and_from_another() {
 }
 
 #[test]
+fn who_is_woken_by_a_foreign_future_goes_before_what_is_spawned_after() {
+    let story = Story::default();
+    run(async {
+        let (sender, receiver) = oneshot::channel::<()>();
+        let teller = story.clone();
+        let woken = spawn(async move {
+            receiver.await.unwrap();
+            teller.tell("woken");
+        });
+        yield_now().await.unwrap();
+        sender.send(()).unwrap();
+        let teller = story.clone();
+        let spawned = spawn(async move { teller.tell("spawned") });
+        woken.join().await.unwrap();
+        spawned.join().await.unwrap();
+    });
+    story.assert(&["woken", "spawned"]);
+}
+
+/// Even where a wait with the same number has just been fired.
+#[test]
+#[should_panic(expected = "a future that waits in one kernel was polled in another")]
+fn a_wait_belongs_to_the_kernel_in_which_it_began() {
+    let (mut first, mut second) = (Box::pin(sleep(s(1))), Box::pin(sleep(s(1))));
+    let (mut kernel, _) = virtual_kernel();
+    kernel
+        .run(async { assert!(futures::poll!(&mut first).is_pending()) })
+        .unwrap();
+    run(async {
+        assert!(futures::poll!(&mut second).is_pending());
+        sleep(s(2)).await.unwrap();
+        let _ = first.await;
+    });
+}
+
+#[test]
 #[should_panic(expected = "no kernel runs on this thread")]
 fn a_trap_outside_a_kernel_panics_with_a_clear_text() {
     futures::executor::block_on(async { sleep(s(1)).await.unwrap() });
+}
+
+/// As a call from another thread may try, even with the waker of the task that ran last.
+#[test]
+fn a_trap_between_two_tasks_panics_with_a_clear_text() {
+    thread_local! {
+        static LAST: RefCell<Option<Waker>> = const { RefCell::new(None) };
+    }
+    let lines = lines_of(Level::Error, || {
+        run(async {
+            get_kernel().await.call(|| {
+                let waker = LAST.take().unwrap();
+                let _ = Pin::new(&mut yield_now()).poll(&mut Context::from_waker(&waker));
+            });
+            std::future::poll_fn(|cx| {
+                LAST.set(Some(cx.waker().clone()));
+                Poll::Ready(())
+            })
+            .await;
+            sleep(ms(1)).await.unwrap();
+        });
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("a trap was polled outside of a task"),
+        "{lines:?}"
+    );
 }
 
 #[test]

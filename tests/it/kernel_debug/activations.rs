@@ -1,7 +1,7 @@
 //! Observers, and the debuggers made of them.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -301,6 +301,29 @@ impl Drop for Clumsy {
             panic!("stumbled once more");
         }
     }
+}
+
+struct Bomber;
+
+/// Panics once more when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+impl Activation for Bomber {
+    fn created(&mut self, _: &TaskView<'_>) {
+        panic_any(Bomb);
+    }
+}
+
+#[test]
+fn what_an_observer_panics_with_may_panic_in_its_turn() {
+    let mut kernel = Builder::new().activation(Bomber).build().unwrap();
+    assert_eq!(kernel.run(async { 7 }).unwrap(), 7);
 }
 
 #[test]

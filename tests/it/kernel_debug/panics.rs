@@ -52,7 +52,10 @@ fn a_propagated_panic_during_shutdown_comes_when_all_tasks_have_ended() {
     let diary = Diary::default();
     let builder = virtual_builder().0.on_panic(OnPanic::Propagate);
     let mut kernel = builder.activation(diary.clone()).build().unwrap();
-    kernel.spawn(sleep(s(9)));
+    kernel.spawn(async {
+        sleep(s(9)).await.unwrap_err();
+        panic!("when the other had");
+    });
     kernel.spawn(async {
         sleep(s(9)).await.unwrap_err();
         panic!("while it cleaned up");

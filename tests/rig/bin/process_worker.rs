@@ -1,12 +1,13 @@
 //! A program whose functions can be called in processes, good and bad ones. As a program of its own it does what its first argument says.
 
-use std::fs::{self, File};
+use std::env;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{self, Command};
-use std::time::Duration;
-use std::{env, thread};
 
 use kernel::ProcessFn;
+use rig::Gate;
 
 /// Set: this program forgets to serve and, as a child as well, calls one of its functions. It names a file, which gets a byte from each that
 /// is started; three are enough to see that there is no end.
@@ -67,25 +68,18 @@ fn forget(path: &str) -> Result<Vec<u8>, String> {
 
 /// Has a child spin, says its number, and dies without any clean-up.
 fn orphan() -> Result<Vec<u8>, String> {
-    let (_, path) = marker()?;
+    let gate = Gate::open();
     let spinning = kernel::run(async {
-        let spin = kernel::spawn(kernel::run_in_process("spin", path.clone()));
-        while fs::read(&path).is_ok_and(|pid| pid.is_empty()) {
-            kernel::sleep(Duration::from_millis(1)).await.unwrap();
-        }
-        drop(spin);
-        println!("{}", fs::read_to_string(&path).unwrap());
+        drop(kernel::spawn(kernel::run_in_process(
+            "spin",
+            gate.port().to_string(),
+        )));
+        let visitor = kernel::run_in_thread(move || gate.next()).await.unwrap();
+        println!("{}", visitor.pid);
         io::stdout().flush().unwrap();
-        fs::remove_file(&path).unwrap();
         process::abort()
     });
     spinning.map_err(|error: kernel::RunError| error.to_string())
-}
-
-fn marker() -> Result<(File, String), String> {
-    let path = env::temp_dir().join(format!("rig-orphan-{}", process::id()));
-    let file = File::create(&path).map_err(|error| error.to_string())?;
-    Ok((file, path.to_string_lossy().into_owned()))
 }
 
 fn number(args: &[u8]) -> Result<usize, String> {
@@ -99,38 +93,40 @@ fn square(args: &[u8]) -> Result<Vec<u8>, String> {
     Ok((n * n).to_string().into_bytes())
 }
 
-/// Writes its process number to the file, then keeps a processor busy for ever.
-fn spin(path: &[u8]) -> Result<Vec<u8>, String> {
-    say_pid(path, process::id())?;
+/// Comes to the gate, then keeps a processor busy for ever.
+fn spin(port: &[u8]) -> Result<Vec<u8>, String> {
+    let _gate = come_to_gate(port, process::id())?;
     loop {
         std::hint::spin_loop();
     }
 }
 
-/// Writes its process number to the file, and returns when that is gone.
-fn hold(path: &[u8]) -> Result<Vec<u8>, String> {
-    say_pid(path, process::id())?;
-    while fs::exists(&*String::from_utf8_lossy(path)).map_err(|error| error.to_string())? {
-        thread::sleep(Duration::from_millis(1));
-    }
+/// Comes to the gate, and returns when it is let go.
+fn hold(port: &[u8]) -> Result<Vec<u8>, String> {
+    let mut gate = come_to_gate(port, process::id())?;
+    let let_go = gate.read_exact(&mut [0]);
+    let_go.map_err(|error| error.to_string())?;
     Ok(Vec::new())
 }
 
-/// Starts a child that sleeps, and waits for it.
-fn grandchild(path: &[u8]) -> Result<Vec<u8>, String> {
+/// Starts a child that sleeps, brings it to the gate and waits for it.
+fn grandchild(port: &[u8]) -> Result<Vec<u8>, String> {
     let mut child = Command::new("sleep")
         .arg("600")
         .spawn()
         .map_err(|error| error.to_string())?;
-    say_pid(path, child.id())?;
+    let _gate = come_to_gate(port, child.id())?;
     child.wait().map_err(|error| error.to_string())?;
-    thread::sleep(Duration::from_secs(600));
     Ok(Vec::new())
 }
 
-/// All at once, so that nobody reads half a number.
-fn say_pid(path: &[u8], pid: u32) -> Result<(), String> {
-    fs::write(&*String::from_utf8_lossy(path), pid.to_string()).map_err(|error| error.to_string())
+/// Says at the gate that the process is there.
+fn come_to_gate(port: &[u8], pid: u32) -> Result<TcpStream, String> {
+    let port = number(port)? as u16;
+    let mut gate =
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(|error| error.to_string())?;
+    writeln!(gate, "{pid} here").map_err(|error| error.to_string())?;
+    Ok(gate)
 }
 
 fn read_stdin(_: &[u8]) -> Result<Vec<u8>, String> {

@@ -12,7 +12,6 @@
 mod mutate;
 mod oracle;
 mod play;
-mod random;
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mutate::Packet;
 use play::Recording;
-use random::Random;
+use rig::Random;
 
 struct Options {
     seconds: u64,

@@ -1,6 +1,6 @@
 //! Mutations that know what a frame is: most of what they make passes the first check, and breaks something behind it.
 
-use crate::random::Random;
+use rig::Random;
 
 /// A frame, well-formed or not.
 #[derive(Clone)]

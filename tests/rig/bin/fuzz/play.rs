@@ -13,7 +13,7 @@ use amqp::wire::cold::{FieldTable, basic, confirm, exchange, queue};
 use amqp::wire::{Method, PROTOCOL_HEADER, Properties, Publish, Splitter, TableBuf, cold};
 
 use crate::mutate::{Packet, packets};
-use crate::random::Random;
+use rig::Random;
 
 /// A session in which most methods occur.
 pub(crate) struct Recording {
