@@ -118,6 +118,54 @@ fn replies_come_straight_back_one_after_another_beside_other_deliveries() {
     });
 }
 
+#[test]
+fn what_is_acked_before_a_recover_stays_acked_and_the_rest_comes_again() {
+    with_queue(async |connection, channel, name| {
+        let mut consumer = channel.consume(&name).start().await?;
+        for body in [b"1", b"2"] {
+            send(&connection, Message::new(body).key(&name)).await?;
+        }
+        let first = consumer.next().await?.unwrap();
+        let second = consumer.next().await?.unwrap();
+        assert_eq!(first.ack(), Settled::Queued);
+        channel.recover().await?;
+        assert_eq!(second.ack(), Settled::Stale);
+        let again = consumer.next().await?.unwrap();
+        assert!(again.is_redelivered() && again.body() == b"2");
+        again.ack();
+        consumer.cancel().await?;
+        channel.close().await?;
+        let other = connection.channel().await?;
+        assert_eq!(depth(&other, &name).await?, 0);
+        Ok(())
+    });
+}
+
+/// An ack with `multiple` after the rollback would settle it for good.
+#[test]
+fn what_was_acked_and_rolled_back_goes_back_to_the_queue() {
+    with_queue(async |connection, channel, name| {
+        let transactions = connection.channel().await?;
+        transactions.tx_select().await?;
+        for body in [b"1", b"2", b"3"] {
+            send(&connection, Message::new(body).key(&name)).await?;
+        }
+        let mut consumer = transactions.consume(&name).start().await?;
+        consumer.next().await?.unwrap().ack();
+        transactions.tx_rollback().await?;
+        for _ in 0..2 {
+            consumer.next().await?.unwrap().ack();
+        }
+        transactions.tx_commit().await?;
+        transactions.close().await?;
+        let left = channel.get(&name).await?.unwrap();
+        assert_eq!(left.body(), b"1");
+        assert!(channel.get(&name).await?.is_none());
+        left.ack();
+        Ok(())
+    });
+}
+
 /// Accepts: feature/queue
 #[test]
 fn queues_are_declared_bound_unbound_purged_and_deleted() {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::confirms::{Confirms, fingerprint};
 use super::event::{ChannelKey, DeliveryKey, Down, Event, Lost, Refused, ReqId};
-use super::handshake::{self, ClientConfig, HandshakeError, Tuned};
+use super::handshake::{self, ClientConfig, HandshakeError, Limits, Tuned};
 use super::heartbeat::{Beat, Heartbeat};
 use super::outbox::Outbox;
 use super::unsettled::Settle;
@@ -79,7 +79,8 @@ impl Connection {
         Self {
             state: State::Handshake(handshake),
             out,
-            splitter: Splitter::new(),
+            // Nothing is agreed upon yet, and `connection.start` is as long as its operator's server properties make it.
+            splitter: Splitter::with_frame_max(Limits::RABBITMQ.frame_max as usize),
             beat: Heartbeat::new(0, now),
             channels: vec![None],
             free: BinaryHeap::new(),

@@ -1512,6 +1512,26 @@ fn a_refused_login_or_vhost_ends_for_good_and_what_may_pass_does_not() {
     }
 }
 
+/// An operator may give the server more properties than fit the smallest frame, and RabbitMQ sends them.
+#[test]
+fn a_server_may_say_more_of_itself_than_the_smallest_frame_holds() {
+    let mut rig = Rig::fresh();
+    rig.sent();
+    let mut properties = crate::wire::TableBuf::new();
+    let motto = "x".repeat(10_000);
+    properties.insert("motto", motto.as_str()).unwrap();
+    let start = connection::Start {
+        version_major: 0,
+        version_minor: 9,
+        server_properties: cold::field_table(properties.as_table()).unwrap(),
+        mechanisms: "PLAIN".into(),
+        locales: "en_US".into(),
+    };
+    let start = Method::Connection(connection::AMQPMethod::Start(start));
+    assert_eq!(rig.cold(0, start).deliver(), [""; 0]);
+    assert_eq!(rig.sent(), ["0 10.11"]);
+}
+
 #[test]
 fn a_server_of_another_protocol_is_named() {
     for cut in 0..8 {
