@@ -213,8 +213,8 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
         let mut given_up = Box::pin(future_wait(|completer| late = Some(completer)));
         assert!(futures::poll!(&mut given_up).is_pending());
         drop(given_up);
-        let mut next = None;
-        let mut waiting = Box::pin(future_wait(|completer| next = Some(completer)));
+        let next = Cell::new(None);
+        let mut waiting = Box::pin(future_wait(|completer| next.set(Some(completer))));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(late);
         sleep(ms(1)).await.unwrap();
@@ -222,7 +222,7 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
             futures::poll!(&mut waiting).is_pending(),
             "it has the place"
         );
-        drop(next);
+        drop(next.take());
         waiting.await.unwrap();
 
         // A thread that goes without an answer answers all the same; so does one that is quicker than the wait.
