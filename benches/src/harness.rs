@@ -409,16 +409,27 @@ fn own_time(broker: Option<u32>) -> Result<Duration, Error> {
 
 /// How many laps [`time`] shall do.
 const LAPS: &str = "BENCHES_LAPS";
+/// The larger of the two numbers of laps whose difference counts.
+pub(crate) const MOST_LAPS: u64 = 6;
+
+/// How many laps to do, where instructions are being counted.
+pub(crate) fn laps_to_count() -> Option<u64> {
+    std::env::var(LAPS).ok()?.parse().ok()
+}
 
 /// Instructions per operation, counted by valgrind: what a noisy machine cannot blur. The difference of two runs, so that what comes before
 /// the first lap does not count. Says nothing about waiting for memory or for atomics.
-pub(crate) fn count_instructions(bench: &Bench, programs: &Programs) -> Result<BenchResult, Error> {
-    let neighbours = Neighbours::watch(None)?;
+pub(crate) fn count_instructions(
+    bench: &Bench,
+    programs: &Programs,
+    broker: Option<&Broker>,
+) -> Result<BenchResult, Error> {
+    let neighbours = Neighbours::watch(broker)?;
     let mut entries = programs.entries(bench);
     for it in &mut entries {
         let counted = (|| {
             let [few, more] = match it.connections {
-                None => [2, 6].map(|laps| instructions(bench, it, laps)),
+                None => [2, MOST_LAPS].map(|laps| instructions(bench, it, broker, laps)),
                 Some(n) => REQUESTS.map(|requests| instructions_served(bench, it, n, requests)),
             };
             let (few, more) = (few?, more?);
@@ -478,8 +489,14 @@ fn instructions_served(
 }
 
 /// Instructions and operations of so many laps.
-fn instructions(bench: &Bench, it: &Entry<'_>, laps: u64) -> Result<(f64, f64), Error> {
+fn instructions(
+    bench: &Bench,
+    it: &Entry<'_>,
+    broker: Option<&Broker>,
+    laps: u64,
+) -> Result<(f64, f64), Error> {
     let output = counting("__one", bench, it)
+        .envs(broker.map(Broker::to_env).unwrap_or_default())
         .env(LAPS, laps.to_string())
         .output()
         .map_err(|error| format!("cannot start valgrind: {error}"))?;
@@ -593,7 +610,7 @@ async fn time_for(
     operations: u64,
     mut lap: impl AsyncFnMut(),
 ) -> Sample {
-    if let Some(laps) = std::env::var(LAPS).ok().and_then(|laps| laps.parse().ok()) {
+    if let Some(laps) = laps_to_count() {
         for _ in 0..laps {
             lap().await;
         }

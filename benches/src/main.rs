@@ -135,7 +135,7 @@ fn run(benches: &[Bench], cli: &Cli) -> Result<(), Error> {
     for bench in benches {
         let (result, figures) = match cli.instructions {
             true => (
-                harness::count_instructions(bench, &programs)?,
+                harness::count_instructions(bench, &programs, broker.as_ref())?,
                 &[INSTRUCTIONS][..],
             ),
             false => {

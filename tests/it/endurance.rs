@@ -17,7 +17,7 @@ const MESSAGES: u32 = if cfg!(debug_assertions) {
 } else {
     1_000_000
 };
-const CONNECTIONS: u32 = 300;
+const CONNECTIONS: u32 = if cfg!(debug_assertions) { 300 } else { 5_000 };
 
 /// What an allocator needs for its own comfort.
 const SLACK: u64 = 1 << 20;
@@ -71,6 +71,12 @@ impl Scales {
         self.0.iter().map(|id| of(id).count()).collect()
     }
 
+    /// For people who play a scene by hand.
+    fn tell(&self, half: &[u64], count: u32, of: &str) {
+        let (memory, descriptors) = (self.memory(), self.descriptors());
+        println!("{count} {of}: from {half:?} to {memory:?} bytes, {descriptors:?} descriptors");
+    }
+
     #[track_caller]
     fn assert_level(&self, before: &[u64]) {
         let after = self.memory();
@@ -120,6 +126,7 @@ fn messages() {
         }
         publishing.join().await.expect("it does not panic")?;
         scales.assert_level(&half);
+        scales.tell(&half, MESSAGES, "messages");
         channel.delete_queue(&queue).await?;
         let _ = connection.close(PATIENCE).await?;
         Ok(())
@@ -174,6 +181,7 @@ fn connections() {
             }
         }
         scales.assert_level(&half.0);
+        scales.tell(&half.0, CONNECTIONS, "connections");
         // Whoever has been left may not have noticed yet.
         let deadline = Deadline::default();
         while scales.descriptors() > half.1 {

@@ -10,6 +10,7 @@
 //! | [`network`] | our own client on networks that are slow, silent, cut or lie |
 //! | [`nodes`] | RabbitMQ nodes of the test's own: a cluster, restarts, alarms; `tests/run` runs it apart |
 //! | [`endurance`] | what many messages and connections leave behind |
+//! | [`examples`] | the client's examples, run as the programs they are |
 //! | [`recovery`] | our own client's connections made again: cut, reset, refused, their broker killed |
 //! | [`seed`] | sweepea's own producer, its message, its function names, its environment |
 //! | [`faults`] | what a user sees when something is killed, absent, refused or wrong |
@@ -29,6 +30,7 @@ mod client;
 mod delivery;
 mod demo;
 mod endurance;
+mod examples;
 mod faults;
 mod kernel_budget;
 mod kernel_core;

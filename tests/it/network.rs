@@ -252,3 +252,61 @@ fn a_byte_that_is_wrong_anywhere_hangs_and_breaks_nobody() {
     let complaints = broker.complaints();
     assert!(complaints.is_empty(), "{complaints:?}");
 }
+
+/// Accepts: amqp/R18
+#[test]
+fn a_confirm_that_a_wrong_length_has_swallowed_is_reported_while_heartbeats_go_on() {
+    let broker = Broker::under_test();
+    run(async {
+        let proxy = Proxy::to(broker.address());
+        let options = Options {
+            rpc_timeout: Duration::from_secs(2),
+            ..options()
+        };
+        let url = broker.url_through(proxy.address());
+        let connection = client::connect(&url, options).await?;
+        let mut events = connection.events();
+        let queue = unique("network");
+        let channel = connection.channel().await?;
+        channel.queue(&queue).durable().declare().await?;
+        let publisher = connection
+            .publisher(PublisherOptions {
+                confirm_timeout: Duration::from_secs(8),
+                ..PublisherOptions::default()
+            })
+            .await?;
+        let message = Message::new(b"x").key(&queue).mandatory();
+        publisher.send(message).await?;
+        // The third of four bytes of a length: whichever frame comes next has all that follows for its payload, heartbeats too.
+        proxy.corrupt_after(Direction::ToClient, 5);
+        let late = publisher.publish(message).await?;
+        kernel::sleep(Duration::from_secs(5)).await?;
+        let young = publisher.publish(message).await?;
+        match late.await {
+            Err(Error::Unconfirmed(why)) => assert!(why.to_string().contains("8 s"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await? {
+            let is_last = matches!(event, ConnectionEvent::Recovered { .. });
+            seen.push(event);
+            if is_last {
+                break;
+            }
+        }
+        let is_late = |event: &ConnectionEvent| match event {
+            ConnectionEvent::ConfirmsLate { unconfirmed, .. } => *unconfirmed == 1,
+            _ => false,
+        };
+        assert!(is_late(&seen[0]), "{seen:?}");
+        // It was published again, on another connection, since nothing was understood on this one.
+        assert!(matches!(seen[1], ConnectionEvent::Lost(_)), "{seen:?}");
+        young.await?;
+        publisher.send(message).await?;
+        // The server had them all, and one of them twice.
+        assert_eq!(channel.purge_queue(&queue).await?, 5);
+        channel.delete_queue(&queue).await?;
+        let _ = connection.close(PATIENCE).await?;
+        Ok(())
+    });
+}

@@ -1,6 +1,7 @@
 //! Connections that are made again: cut, reset, refused, their broker killed. What was confirmed is consumed at least once, what was not
 //! is told, and every future resolves.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -420,5 +421,77 @@ fn a_consumer_whose_queue_somebody_deletes_is_started_again_on_a_new_one() {
             Err(Error::ConsumerCancelled { .. })
         ));
         closed(&connection).await
+    });
+}
+
+/// Accepts: amqp/R2, amqp/R3
+#[test]
+fn what_the_server_still_keeps_for_the_lost_connection_comes_back_when_it_lets_go() {
+    let broker = Broker::under_test();
+    run(async {
+        let (proxy, connection) = through(&broker).await?;
+        let keeper = client::connect(&broker.url(), Options::default()).await?;
+        let watching = keeper.channel().await?;
+        let mut events = connection.events();
+        let (shared, mine, bare) = (unique("shared"), unique("mine"), unique("bare"));
+        watching.queue(&shared).declare().await?;
+        let one = connection.channel().await?;
+        let mut alone = one.consume(&shared).exclusive().start().await?;
+        let two = connection.channel().await?;
+        two.queue(&mine).exclusive().declare().await?;
+        let mut own = two.consume(&mine).start().await?;
+        // One that nobody consumes from, with a binding.
+        two.queue(&bare).exclusive().declare().await?;
+        two.bind_queue(&bare, "amq.direct", &bare).await?;
+
+        // The server has not noticed, so the lost connection still has them.
+        proxy.strand();
+        let mut seen = recovered(&mut events).await?;
+        let mut failed = BTreeMap::new();
+        for event in seen.drain(..) {
+            if let ConnectionEvent::EntityFailed { entity, error } = event {
+                failed.insert(entity.to_string(), error.reply_code().map(|code| code.0));
+            }
+        }
+        let refused = |code: u16, name: &str| {
+            let with = |(entity, refusal): (&String, &Option<u16>)| {
+                *refusal == Some(code) && entity.contains(name)
+            };
+            failed.iter().any(with)
+        };
+        assert!(refused(403, &shared), "{failed:?}");
+        assert!(refused(405, &mine) && refused(405, &bare), "{failed:?}");
+        kernel::sleep(Duration::from_millis(300)).await?;
+
+        proxy.let_go();
+        let mut missing = vec![
+            ConnectionEvent::ConsumerRestored {
+                queue: shared.clone(),
+            },
+            ConnectionEvent::ConsumerRestored {
+                queue: mine.clone(),
+            },
+            ConnectionEvent::QueueRestored {
+                queue: bare.clone(),
+            },
+        ];
+        while !missing.is_empty() {
+            let event = events.next().await?.expect("the connection lives");
+            missing.retain(|one| *one != event);
+        }
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        for key in [&shared, &mine] {
+            publisher
+                .send(Message::new(b"x").key(key).mandatory())
+                .await?;
+        }
+        alone.next().await?.unwrap().ack();
+        own.next().await?.unwrap().ack();
+        let message = Message::new(b"x").exchange("amq.direct").key(&bare);
+        publisher.send(message.mandatory()).await?;
+        assert_eq!(count(&two, &bare).await?, (1, 0));
+        let _ = connection.close(PATIENCE).await?;
+        watching.delete_queue(&shared).await?;
+        Ok(())
     });
 }

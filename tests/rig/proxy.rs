@@ -52,6 +52,8 @@ struct State {
     server: SocketAddr,
     faults: Faults,
     connections: Vec<Weak<Connection>>,
+    /// Connections that have ended for the client alone.
+    stranded: Vec<Rc<Connection>>,
     /// Set, and replaced, whenever an order changes something.
     changed: Rc<Event>,
 }
@@ -178,6 +180,24 @@ impl Proxy {
         });
     }
 
+    /// Ends every open connection for the client, of which the server hears nothing: for it, they are just silent, until
+    /// [`let_go`](Self::let_go).
+    pub fn strand(&self) {
+        self.order(|state| {
+            for connection in state.connections.drain(..) {
+                if let Some(connection) = connection.upgrade() {
+                    connection.strand();
+                    state.stranded.push(connection);
+                }
+            }
+        });
+    }
+
+    /// Ends for the server, too, what was [stranded](Self::strand).
+    pub fn let_go(&self) {
+        self.order(|state| state.stranded.clear());
+    }
+
     fn order(&self, carry_out: impl FnOnce(&mut State) + Send + 'static) {
         let done = UniversalResult::new();
         let order = Order {
@@ -212,6 +232,7 @@ async fn obey(listener: TcpListener, server: SocketAddr, orders: UniversalQueue<
         server,
         faults: Faults::default(),
         connections: Vec::new(),
+        stranded: Vec::new(),
         changed: Rc::new(Event::new()),
     }));
     let _ = spawn(accept(listener, Rc::clone(&state))).to_ref();
@@ -362,6 +383,15 @@ impl Connection {
         if !self.is_over.replace(true) {
             let _ = self.client.shutdown(Shutdown::Both);
             let _ = self.server.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// The end of the stream for the client, while the server's socket stays open.
+    fn strand(&self) {
+        self.is_over.set(true);
+        let _ = self.client.shutdown(Shutdown::Both);
+        for task in self.tasks.take() {
+            task.abort();
         }
     }
 

@@ -294,8 +294,11 @@ impl Book {
                     self.todo.push(Todo::Forget(tag));
                     self.todo.push(Todo::Pulse);
                 }
-                if let Some(slot) = self.channels.get_mut(usize::from(channel.id())) {
-                    *slot = None;
+                if let Some(slot) = self.channels.get_mut(usize::from(channel.id()))
+                    && let Some(state) = slot.take()
+                    && state.gate.get() == Gate::Suspended
+                {
+                    self.suspended.push(state);
                 }
             }
             Event::Down(down) => self.todo.push(Todo::Down(down.clone())),
@@ -322,6 +325,17 @@ impl Book {
         }
         let subscriptions = self.consumers.values().map(Rc::clone);
         (self.suspended.clone(), subscriptions.collect())
+    }
+
+    /// Takes one channel off a connection that lives.
+    pub(super) fn suspend_channel(&mut self, state: &Rc<ChannelState>) {
+        state.gate.set(Gate::Suspended);
+        state.is_stopped.set(false);
+        state.timeouts.set(0);
+        let slot = self.channels.get_mut(usize::from(state.key.get().id()));
+        if let Some(state) = slot.and_then(Option::take) {
+            self.suspended.push(state);
+        }
     }
 
     /// A channel is being restored.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::book::{ChannelState, Gate, Reply};
 use super::connection::ConnectionInner;
-use super::consumer::{Consume, Delivery};
+use super::consumer::{Consume, Delivery, Spares};
 use super::error::{Busy, Error};
 use super::publisher::{Message, PublisherOptions};
 use super::request::Request;
@@ -34,6 +34,7 @@ pub struct Channel {
 pub(super) struct ChannelInner {
     pub(super) connection: Rc<ConnectionInner>,
     pub(super) state: Rc<ChannelState>,
+    pub(super) spares: Spares,
 }
 
 impl ChannelInner {
@@ -78,7 +79,10 @@ impl Channel {
         shared.recovered(|| shared.is_recovering()).await?;
         let (key, request) = shared.with_core(|core| core.open_channel())?;
         let recovers = shared.policy.is_some();
-        let window = publisher.map(|options| Window::new(options, recovers));
+        let window = publisher.map(|options| {
+            shared.expect_confirms(options.confirm_timeout);
+            Window::new(options, recovers)
+        });
         let state = ChannelState::new(shared.new_tag(), key, window);
         shared.add_channel(&state);
         let opening = shared.request("channel.open", key, |_| Ok(request))?;
@@ -87,6 +91,7 @@ impl Channel {
             inner: Rc::new(ChannelInner {
                 connection: Rc::clone(connection),
                 state,
+                spares: Spares::default(),
             }),
         };
         if publisher.is_some() {

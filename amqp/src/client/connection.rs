@@ -244,8 +244,10 @@ pub enum ConnectionEvent {
         /// Queues whose names the server chooses: the old name, the new one.
         renamed: Vec<(String, String)>,
     },
-    /// Something could not be made again on the new connection; everything else was. A consumer whose queue is missing or locked is tried
-    /// again, with a queue of ours made again first; other consumers end with the error.
+    /// Something could not be made again on the new connection; everything else was. A consumer whose queue is missing is tried
+    /// again after waits that grow, with a queue of ours made again first. So are, for four heartbeats but at least a minute, exclusive queues and consumers
+    /// that somebody else still has: it is the lost connection, as long as the server has not noticed that it is lost. If it was not, there is another of
+    /// these events, and the consumer ends with the error, as all others do at once.
     EntityFailed {
         /// What.
         entity: Step,
@@ -260,6 +262,20 @@ pub enum ConnectionEvent {
     /// A consumer that was lost alone runs again.
     ConsumerRestored {
         /// Its queue.
+        queue: String,
+    },
+    /// The server has left messages of a publisher without an answer for its
+    /// [`confirm_timeout`](super::PublisherOptions::confirm_timeout): they are unconfirmed, and their channel is given up, for another where the
+    /// connection recovers.
+    ConfirmsLate {
+        /// The number of the channel.
+        channel: u16,
+        /// How many messages are unconfirmed for good.
+        unconfirmed: usize,
+    },
+    /// An exclusive queue, which was still locked by the connection that was lost, is there again with its bindings.
+    QueueRestored {
+        /// The queue.
         queue: String,
     },
     /// Making a new connection was given up, for this reason. The last event.

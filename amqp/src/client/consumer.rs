@@ -139,6 +139,7 @@ impl Consume {
             key: Cell::new(key),
             tag: OnceCell::new(),
             is_starting: Cell::new(false),
+            is_waiting: Cell::new(false),
             queue: RefCell::new(queue.as_str().into()),
             needs_ack: !self.no_ack,
             // A broker that keeps to the prefetch does not come near this.
@@ -319,6 +320,8 @@ pub(super) struct Subscription {
     tag: OnceCell<Box<str>>,
     /// It is being started again.
     is_starting: Cell<bool>,
+    /// It is to be started again by itself, apart from its channel.
+    is_waiting: Cell<bool>,
     queue: RefCell<Rc<str>>,
     needs_ack: bool,
     cap: Cap,
@@ -378,6 +381,14 @@ impl Subscription {
         self.is_starting.set(is_starting);
     }
 
+    pub(super) fn waits(&self, is_waiting: bool) {
+        self.is_waiting.set(is_waiting);
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_waiting.get()
+    }
+
     /// It is not to be started again.
     fn forget(&self) {
         let (channel, tag) = self.names();
@@ -402,7 +413,7 @@ impl Subscription {
         let body_len = body.len();
         let content = match body {
             std::borrow::Cow::Borrowed(body) => {
-                let mut content = Vec::with_capacity(body_len + props.as_bytes().len());
+                let mut content = self.channel.spares.take(body_len + props.as_bytes().len());
                 content.extend_from_slice(body);
                 content.extend_from_slice(props.as_bytes());
                 content
@@ -609,6 +620,34 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.settle(Settle::Nack { requeue: true });
+        self.channel.spares.put(std::mem::take(&mut self.content));
+    }
+}
+
+/// Buffers of small deliveries that are gone, for those to come.
+#[derive(Debug, Default)]
+pub(super) struct Spares(RefCell<Vec<Vec<u8>>>);
+
+impl Spares {
+    const MOST: usize = 256;
+    const LARGEST: usize = 2 << 10;
+
+    /// An empty buffer with some room.
+    #[inline]
+    fn take(&self, room: usize) -> Vec<u8> {
+        let spare = self.0.borrow_mut().pop();
+        let mut buffer = spare.unwrap_or_default();
+        buffer.reserve(room);
+        buffer
+    }
+
+    #[inline]
+    fn put(&self, mut buffer: Vec<u8>) {
+        let mut spares = self.0.borrow_mut();
+        if (1..=Self::LARGEST).contains(&buffer.capacity()) && spares.len() < Self::MOST {
+            buffer.clear();
+            spares.push(buffer);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The task that runs a connection: it alone reads and writes the socket.
 //!
 //! Handles and driver share [`Shared`]. A user's call appends to the protocol's output and nudges the driver, which has
-//! its turn behind all tasks that are ready by then; so what they all queued leaves in one write, the acks merged just before.
+//! its turn behind all tasks that are ready by then, and again as long as they go on filling it up to 64 KiB; so what they all queued leaves in one write, the
+//! acks merged just before.
 //! What arrives is read until the socket is empty, or 256 KiB, then taken apart in one go, and only afterwards, when nothing is
 //! borrowed any more, is anybody woken.
 //!
@@ -28,6 +29,10 @@ use crate::proto::outbox::Sending;
 
 /// Read at once before anything else has its turn.
 const FAIR_READ: usize = 256 << 10;
+/// Less to send than this comes from no batch.
+const A_BATCH: usize = 4 << 10;
+/// Enough for a write that is worth the call.
+const ENOUGH: usize = 64 << 10;
 /// Room for a read that is worth the call.
 const LEAST_READ: usize = 64 << 10;
 
@@ -240,7 +245,11 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
                 let text = Some(error.to_string());
                 shared.with_sink(|core, sink| core.stream_ended(text, sink));
             }
-            Woke::Nudged => {}
+            Woke::Nudged => {
+                if let Err(interrupt) = gather(shared).await {
+                    shared.give_up(Down::Io(interrupt.to_string()));
+                }
+            }
             Woke::Time => {
                 armed = None;
                 timer.set(None);
@@ -253,6 +262,20 @@ pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
         }
         read_in_a_row = 0;
     }
+}
+
+/// Lets tasks go on that are in the middle of publishing: after so many operations in a row each has to let others run, and the
+/// driver is one of them.
+async fn gather(shared: &Shared) -> Result<(), Interrupt> {
+    let mut queued = shared.peek(Core::output_len);
+    while (A_BATCH..ENOUGH).contains(&queued) {
+        kernel::yield_now().await?;
+        let before = std::mem::replace(&mut queued, shared.peek(Core::output_len));
+        if queued <= before {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Sends what there still is to say, the answer to a `connection.close`, if the socket takes it at once.

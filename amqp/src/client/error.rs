@@ -93,8 +93,11 @@ pub enum Error {
         "channel closed by the server, a delivery was not settled in time (consumer_timeout): {0}"
     )]
     AckTimeout(CloseReason),
-    /// The channel was closed by us since the server left two requests in a row without an answer.
-    #[error("channel closed: two requests in a row had no answer")]
+    /// The channel was closed by us since the server left two requests in a row without an answer, or a publishing for
+    /// [`confirm_timeout`](super::PublisherOptions::confirm_timeout).
+    #[error(
+        "channel closed: the server did not answer on it, two requests in a row or a publishing"
+    )]
     ChannelStuck,
     /// The server ended the consumer: its queue was deleted, or has moved.
     #[error("the server ended the consumer of queue {queue:?}; the queue is gone or has moved")]
@@ -281,6 +284,10 @@ impl From<Lost> for Error {
         match lost {
             Lost::ChannelClosed(reason) => Self::of_channel(reason),
             Lost::ChannelClosedByUs => Self::Closed,
+            Lost::Late(after) => Self::Timeout {
+                what: "request",
+                after,
+            },
             Lost::ConnectionDown(down) => down.into(),
         }
     }

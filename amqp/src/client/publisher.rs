@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use kernel::{Interruptible, interruptible};
 
@@ -115,15 +116,26 @@ pub struct PublisherOptions {
     pub replay: bool,
     /// Bytes of messages that are kept for that. Publishing waits above it, though one message is always taken.
     pub replay_bytes: usize,
+    /// How long the server may leave a message without an answer; noticed a tenth of that late, at most. Not counted while it
+    /// [says](super::ConnectionEvent::Blocked) that it takes no messages, nor while the connection is being recovered: what is published
+    /// again has all of it once more.
+    ///
+    /// Then its [`Confirm`] says [`Error::Unconfirmed`], and the message is not published again. A server that answers nothing for so long on a connection that
+    /// lives has forgotten the channel, or never understood what came on it, so the channel is given up with it. Where the connection recovers, the
+    /// publisher gets another one ([`ConnectionEvent::ConfirmsLate`](super::ConnectionEvent::ConfirmsLate)): messages that have not waited so long are
+    /// published again there, or, without `replay`, are unconfirmed as well. Where it does not, all of them are, and the publisher ends with
+    /// [`Error::ChannelStuck`].
+    pub confirm_timeout: Duration,
 }
 
 impl Default for PublisherOptions {
-    /// A window of 1000, and at most 64 MiB kept for replay.
+    /// A window of 1000, at most 64 MiB kept for replay, and two minutes for a confirm.
     fn default() -> Self {
         Self {
             window: 1000,
             replay: true,
             replay_bytes: 64 << 20,
+            confirm_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -132,6 +144,9 @@ impl Default for PublisherOptions {
 ///
 /// Where the connection recovers, the publisher does: meanwhile publishing waits, and what was not confirmed is published again
 /// before anything else, in the same order. No [`Confirm`] is lost over it.
+///
+/// If nothing but [`Error::Nacked`] comes, have another publisher: a channel of RabbitMQ 3.10 that published to a quorum queue while its leader died
+/// refuses all that follows, and a new channel does not.
 ///
 /// Made by [`Connection::publisher`](super::Connection::publisher). Dropping it closes its channel; what was posted has been sent, but
 /// no confirm comes any more: use [`Publisher::flush`] before.

@@ -11,7 +11,8 @@
 //!    done again;
 //! 3. then everything is open again, and publishings that have no answer are made again, before any new ones of the same
 //!    publisher;
-//! 4. from then on, consumers that the server ends, or that could not be started, are tried again after waits that grow.
+//! 4. from then on, consumers that the server ends, or that could not be started, are tried again after waits that grow; and channels
+//!    whose publishings the server has left without an answer are opened again, as in 2 and 3.
 //!
 //! What must stay true:
 //!
@@ -34,7 +35,7 @@ use super::dial::{Dialer, Link, chance};
 use super::driver::{Pipe, drive};
 use super::error::Error;
 use super::policy::Backoff;
-use super::shared::Shared;
+use super::shared::{Shared, heartbeat};
 use super::window::Window;
 use crate::error::ReplyCode;
 use crate::proto::connection::Connection as Core;
@@ -167,6 +168,7 @@ impl Shared {
             }
         }
         for subscription in subscriptions {
+            subscription.waits(false);
             subscription.clear();
         }
         self.log(&ConnectionEvent::Lost(down));
@@ -245,6 +247,7 @@ impl Shared {
         if let Some(reason) = link.blocked {
             self.log(&ConnectionEvent::Blocked(reason));
         }
+        self.set_pace();
         self.update_room();
         self.start_care();
         link.pipe
@@ -255,7 +258,9 @@ impl Shared {
         if self.policy.is_some() && self.wants(&subscription) {
             let queue = subscription.queue().to_string();
             self.log(&ConnectionEvent::ConsumerLost { queue });
-            self.orphans.borrow_mut().push(subscription);
+            self.orphans
+                .borrow_mut()
+                .push(Orphan::consumer(subscription, None));
             self.start_care();
         } else {
             subscription.cancelled();
@@ -267,6 +272,38 @@ impl Shared {
         let (channel, tag) = subscription.names();
         self.book.borrow().has_consumer(subscription)
             && self.journal.borrow().wants_consumer(channel, tag)
+    }
+
+    /// Gives up the channel of a publisher, on which the server answers nothing.
+    pub(super) fn leave_channel(&self, state: &Rc<ChannelState>, now: Instant) {
+        let Some(window) = &state.window else { return };
+        let (unconfirmed, wakers) = window.leave(now);
+        let channel = state.key.get().id();
+        log::warn!("channel {channel} is given up: confirms are late");
+        if self.policy.is_none() || self.is_closing() {
+            self.close_channel(state, Error::ChannelStuck);
+        } else if self.peek(|core| core.tuned().is_some()) {
+            self.book.borrow_mut().suspend_channel(state);
+            self.with_core(|core| {
+                let given_up = "confirms are late";
+                if let Ok(request) =
+                    core.close_channel(state.key.get(), ReplyCode::SUCCESS, given_up)
+                {
+                    core.abandon(request);
+                }
+            });
+            let subscriptions = self.book.borrow().consumers_of(state.tag);
+            for subscription in subscriptions {
+                subscription.clear();
+            }
+            self.start_care();
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        window.open();
+        self.log(&ConnectionEvent::ConfirmsLate {
+            channel,
+            unconfirmed,
+        });
     }
 
     fn start_care(&self) {
@@ -340,7 +377,17 @@ async fn restore(shared: &Rc<Shared>) -> Result<(), Error> {
     let mut scratch = Scratch::new(shared);
     let plan = shared.journal.borrow().plan();
     for step in plan {
-        scratch.remake(step).await?;
+        let queue = match &step {
+            Step::Queue { name, .. } => name.clone(),
+            _ => String::new(),
+        };
+        if let Some(error) = scratch.remake(step).await?
+            && !queue.is_empty()
+            && is_locked(&error)
+        {
+            let orphan = Orphan::queue(queue, error);
+            shared.orphans.borrow_mut().push(orphan);
+        }
     }
     let plan = shared.journal.borrow().plan_of_bindings();
     for step in plan {
@@ -351,7 +398,7 @@ async fn restore(shared: &Rc<Shared>) -> Result<(), Error> {
     loop {
         let next = shared.book.borrow().suspended.first().map(Rc::clone);
         let Some(state) = next else { break };
-        restore_channel(shared, &state, Vec::new()).await?;
+        restore_channel(shared, &state).await?;
     }
     shared.lost.take();
     shared.up_since.set(kernel::now());
@@ -366,15 +413,11 @@ async fn restore(shared: &Rc<Shared>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens a channel again, with all it had but the consumers that are `failed`.
-async fn restore_channel(
-    shared: &Rc<Shared>,
-    state: &Rc<ChannelState>,
-    mut failed: Vec<basic::Consume>,
-) -> Result<(), Error> {
+/// Opens a channel again, with all it had but the consumers that wait to be started by themselves.
+async fn restore_channel(shared: &Rc<Shared>, state: &Rc<ChannelState>) -> Result<(), Error> {
     'anew: loop {
-        shared.book.borrow_mut().resumes(state);
         if state.down.get().is_some() {
+            shared.book.borrow_mut().resumes(state);
             return Ok(());
         }
         let opened = shared.with_core(Core::open_channel);
@@ -386,6 +429,8 @@ async fn restore_channel(
             }
             Err(refused) => return Err(refused.into()),
         };
+        // Not before: if this connection has ended already, the next is to find it.
+        shared.book.borrow_mut().resumes(state);
         state.key.set(key);
         shared.add_channel(state);
         if let Some(window) = &state.window {
@@ -402,18 +447,22 @@ async fn restore_channel(
         while outcome.is_ok()
             && let Some(step) = steps.next()
         {
-            if !matches!(&step, Step::Consume(consume) if failed.contains(consume)) {
-                outcome = redo(shared, state, &step).await;
-                doing = Some(step);
+            if let Step::Consume(consume) = &step {
+                let tag = consume.consumer_tag.as_str();
+                let subscription = shared.book.borrow().consumer_named(state.tag, tag);
+                if subscription.is_some_and(|subscription| subscription.is_waiting()) {
+                    continue;
+                }
             }
+            outcome = redo(shared, state, &step).await;
+            doing = Some(step);
         }
         match (outcome, doing) {
             (Ok(()), _) => return Ok(()),
             // The user has closed it meanwhile.
             (Err(_), _) if state.down.get().is_some() => return Ok(()),
             (Err(error), Some(Step::Consume(consume))) if is_local(&error) => {
-                consumer_failed(shared, state, &consume, error);
-                failed.push(consume);
+                consumer_failed(shared, state, consume, error);
                 continue 'anew;
             }
             (Err(error), Some(step)) if is_local(&error) => {
@@ -478,27 +527,51 @@ async fn resume(
     outcome.map(drop)
 }
 
-/// A consumer cannot be started. Whether that may change by itself is in the code: a queue that is not there may come, or is
-/// still locked by the connection that was lost; anything else is told to the user and is over.
+/// A consumer cannot be started: it waits to be started by itself, or it is told to the user and is over.
 fn consumer_failed(
     shared: &Rc<Shared>,
-    state: &ChannelState,
-    consume: &basic::Consume,
+    state: &Rc<ChannelState>,
+    consume: basic::Consume,
     error: Error,
 ) {
-    report(shared, Step::Consume(consume.clone()), &error);
-    let tag = consume.consumer_tag.as_str();
-    let Some(subscription) = shared.book.borrow().consumer_named(state.tag, tag) else {
+    let subscription = {
+        let tag = consume.consumer_tag.as_str();
+        shared.book.borrow().consumer_named(state.tag, tag)
+    };
+    report(shared, Step::Consume(consume), &error);
+    let Some(subscription) = subscription else {
         return;
     };
-    match error.reply_code() {
-        Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => {
-            shared.orphans.borrow_mut().push(subscription);
+    if may_pass(&error) {
+        let orphan = Orphan::consumer(subscription, Some(error));
+        shared.orphans.borrow_mut().push(orphan);
+    } else {
+        give_up_consumer(shared, &subscription, error);
+    }
+}
+
+fn give_up_consumer(shared: &Shared, subscription: &Rc<Subscription>, error: Error) {
+    let (channel, tag) = subscription.names();
+    shared.journal.borrow_mut().cancelled(channel, tag);
+    subscription.waits(false);
+    subscription.end(error);
+}
+
+/// Whether what is in the way may go by itself: a queue that is not there may come.
+fn may_pass(error: &Error) -> bool {
+    error.reply_code() == Some(ReplyCode::NOT_FOUND) || is_locked(error)
+}
+
+/// Whether somebody else has it for himself, perhaps the connection that was lost. RabbitMQ has no code of its own for consumers, so the
+/// text decides.
+fn is_locked(error: &Error) -> bool {
+    match error {
+        Error::ChannelClosed(reason) => {
+            reason.code == ReplyCode::RESOURCE_LOCKED
+                || reason.code == ReplyCode::ACCESS_REFUSED
+                    && reason.text.contains("in exclusive use")
         }
-        _ => {
-            shared.journal.borrow_mut().cancelled(state.tag, tag);
-            subscription.end(error);
-        }
+        _ => false,
     }
 }
 
@@ -512,77 +585,162 @@ fn report(shared: &Shared, entity: Step, error: &Error) {
 async fn replay(shared: &Rc<Shared>) -> Result<(), Error> {
     let states = shared.book.borrow().states();
     for state in states {
-        let Some(window) = &state.window else {
-            continue;
-        };
-        loop {
-            match shared.publish_again(&state, window) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(Error::Busy(_)) => shared.room_to_replay(&state).await?,
-                Err(error) => {
-                    shared.channel_lost(&state, error);
-                    break;
-                }
-            }
-        }
-        state.gate.set(Gate::Open);
-        shared.pulse();
+        replay_on(shared, &state).await?;
     }
     Ok(())
 }
 
-/// A consumer that waits to be started again.
-struct Orphan {
-    due: Instant,
-    backoff: Backoff,
-    subscription: Rc<Subscription>,
-    /// The user has been told that it does not work.
-    is_reported: bool,
+async fn replay_on(shared: &Rc<Shared>, state: &Rc<ChannelState>) -> Result<(), Error> {
+    if state.gate.get() != Gate::Replaying {
+        return Ok(());
+    }
+    while let Some(window) = &state.window {
+        match shared.publish_again(state, window) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(Error::Busy(_)) => shared.room_to_replay(state).await?,
+            Err(error) => {
+                shared.channel_lost(state, error);
+                break;
+            }
+        }
+    }
+    state.gate.set(Gate::Open);
+    shared.pulse();
+    Ok(())
 }
 
-/// Starts consumers again that the server has ended, or that could not be started, after waits that grow.
-async fn tend(shared: &Rc<Shared>) -> Result<(), Error> {
-    let Some(recovery) = shared.options.recovery else {
-        return Ok(());
-    };
-    let mut orphans: Vec<Orphan> = Vec::new();
+/// Opens channels again that were given up alone.
+async fn reopen(shared: &Rc<Shared>) -> Result<(), Error> {
     loop {
-        shared.orphaned.clear();
-        let new = shared.orphans.take();
-        orphans.extend(new.into_iter().map(|subscription| {
-            let mut backoff = Backoff::new(recovery, chance(1));
-            Orphan {
-                due: kernel::now() + backoff.next(),
-                backoff,
-                subscription,
-                is_reported: false,
-            }
-        }));
-        let Some(due) = orphans.iter().map(|orphan| orphan.due).min() else {
-            return Ok(());
-        };
-        kernel::ignore_at(due, shared.orphaned.wait()).await?;
-        let now = kernel::now();
-        for mut orphan in orphans.extract_if(.., |o| o.due <= now).collect::<Vec<_>>() {
-            let (entity, error) = match resubscribe(shared, &orphan.subscription).await {
-                Ok(()) => continue,
-                Err(Obstacle::Entity(entity, error)) => (entity, error),
-                Err(Obstacle::Connection(error)) => return Err(error),
-            };
-            if !std::mem::replace(&mut orphan.is_reported, true) {
-                report(shared, *entity, &error);
-            }
-            orphan.due = kernel::now() + orphan.backoff.next();
-            orphans.push(orphan);
+        let next = shared.book.borrow().suspended.first().map(Rc::clone);
+        let Some(state) = next else { return Ok(()) };
+        restore_channel(shared, &state).await?;
+        if state.down.get().is_none() {
+            state.gate.set(Gate::Replaying);
+            shared.pulse();
+            replay_on(shared, &state).await?;
         }
     }
 }
 
-/// What stands in the way of a consumer.
+/// A consumer or a queue that is to be there again.
+pub(super) struct Orphan {
+    wanted: Wanted,
+    /// What was in its way, if the user has been told.
+    told: Option<Error>,
+}
+
+enum Wanted {
+    Consumer(Rc<Subscription>),
+    Queue(String),
+}
+
+impl Orphan {
+    fn consumer(subscription: Rc<Subscription>, told: Option<Error>) -> Self {
+        subscription.waits(true);
+        let wanted = Wanted::Consumer(subscription);
+        Self { wanted, told }
+    }
+
+    fn queue(name: String, told: Error) -> Self {
+        Self {
+            wanted: Wanted::Queue(name),
+            told: Some(told),
+        }
+    }
+}
+
+/// An orphan between two attempts.
+struct Waiting {
+    orphan: Orphan,
+    backoff: Backoff,
+    due: Instant,
+    /// When it was first found that somebody else has it.
+    locked_since: Option<Instant>,
+}
+
+/// Looks after what a connection that is up has lost alone: channels at once, consumers and queues after waits that grow.
+async fn tend(shared: &Rc<Shared>) -> Result<(), Error> {
+    let Some(recovery) = shared.options.recovery else {
+        return Ok(());
+    };
+    let mut waiting: Vec<Waiting> = Vec::new();
+    loop {
+        shared.orphaned.clear();
+        reopen(shared).await?;
+        let new = shared.orphans.take();
+        let now = kernel::now();
+        waiting.extend(new.into_iter().map(|orphan| {
+            let mut backoff = Backoff::new(recovery, chance(1));
+            let due = now + backoff.next();
+            let locked_since = orphan.told.as_ref().filter(|e| is_locked(e)).map(|_| now);
+            Waiting {
+                orphan,
+                backoff,
+                due,
+                locked_since,
+            }
+        }));
+        let Some(due) = waiting.iter().map(|waiting| waiting.due).min() else {
+            return Ok(());
+        };
+        kernel::ignore_at(due, shared.orphaned.wait()).await?;
+        let now = kernel::now();
+        for mut this in waiting.extract_if(.., |w| w.due <= now).collect::<Vec<_>>() {
+            let attempt = match &this.orphan.wanted {
+                Wanted::Consumer(wanted) => {
+                    resubscribe(shared, wanted, this.orphan.told.as_ref()).await
+                }
+                Wanted::Queue(name) => remake_queue(shared, name).await,
+            };
+            let (entity, error) = match attempt {
+                Ok(()) => continue,
+                Err(Obstacle::Entity(entity, error)) => (*entity, error),
+                Err(Obstacle::Connection(error)) => return Err(error),
+            };
+            let now = kernel::now();
+            this.locked_since = is_locked(&error).then(|| this.locked_since.unwrap_or(now));
+            if this
+                .locked_since
+                .is_some_and(|since| now >= since + lock_patience(shared))
+            {
+                report(shared, entity, &error);
+                if let Wanted::Consumer(wanted) = &this.orphan.wanted {
+                    give_up_consumer(shared, wanted, error);
+                }
+                continue;
+            }
+            if this.orphan.told.is_none() {
+                report(shared, entity, &error);
+            }
+            this.orphan.told = Some(error);
+            this.due = now + this.backoff.next();
+            waiting.push(this);
+        }
+    }
+}
+
+/// How long a server may hold something for a connection that was lost. RabbitMQ misses its heartbeats after three at most.
+fn lock_patience(shared: &Shared) -> Duration {
+    const LEAST: Duration = Duration::from_secs(60);
+    LEAST.max(4 * shared.peek(heartbeat))
+}
+
+/// What stands in the way of an orphan.
 enum Obstacle {
     Entity(Box<Step>, Error),
     Connection(Error),
+}
+
+impl Obstacle {
+    fn of(entity: Step, error: Error) -> Self {
+        match error {
+            Error::Timeout { .. } => Self::Entity(entity.into(), error),
+            _ if is_local(&error) => Self::Entity(entity.into(), error),
+            _ => Self::Connection(error),
+        }
+    }
 }
 
 impl From<Error> for Obstacle {
@@ -591,8 +749,28 @@ impl From<Error> for Obstacle {
     }
 }
 
-/// One attempt to start a consumer again, with its queue if that is ours.
-async fn resubscribe(shared: &Rc<Shared>, subscription: &Rc<Subscription>) -> Result<(), Obstacle> {
+/// One attempt to make an exclusive queue again, with its bindings.
+async fn remake_queue(shared: &Rc<Shared>, name: &str) -> Result<(), Obstacle> {
+    let Some(step) = shared.journal.borrow().plan_of_queue(name) else {
+        // It has been deleted meanwhile.
+        return Ok(());
+    };
+    let mut scratch = Scratch::new(shared);
+    if let Err(error) = scratch.make(&step).await {
+        return Err(Obstacle::of(step, error));
+    }
+    scratch.bind(name).await?;
+    let queue = name.to_owned();
+    shared.log(&ConnectionEvent::QueueRestored { queue });
+    Ok(())
+}
+
+/// One attempt to start a consumer again, with its queue if that is ours; `told` is what was in the way last.
+async fn resubscribe(
+    shared: &Rc<Shared>,
+    subscription: &Rc<Subscription>,
+    told: Option<&Error>,
+) -> Result<(), Obstacle> {
     if !shared.wants(subscription) {
         // We have deleted the queue ourselves, perhaps. One that was dropped does not mind.
         subscription.cancelled();
@@ -608,20 +786,22 @@ async fn resubscribe(shared: &Rc<Shared>, subscription: &Rc<Subscription>) -> Re
     };
     let queue = subscription.queue();
     let steps = shared.journal.borrow().plan_of_consumer(channel, tag);
+    let consume = steps.iter().find(|step| step.is_consume()).cloned();
     if let Err(error) = made {
-        let is_late = matches!(error, Error::Timeout { .. });
-        let entity = plan.or_else(|| steps.into_iter().find(Step::is_consume));
-        return Err(match entity {
-            Some(entity) if is_local(&error) || is_late => Obstacle::Entity(entity.into(), error),
-            _ => Obstacle::Connection(error),
+        return Err(match plan.or(consume) {
+            Some(entity) => Obstacle::of(entity, error),
+            None => Obstacle::Connection(error),
         });
     }
-    let bindings = shared.journal.borrow().plan_of_bindings();
-    for step in bindings {
-        if matches!(&step, Step::QueueBinding(bind) if bind.queue.as_str() == &*queue) {
-            scratch.remake(step).await?;
-        }
+    // Each attempt that is refused costs the channel, and all its consumers with it: rather look first.
+    if let (Some(error), Some(Step::Consume(consume))) = (told, &consume)
+        && is_locked(error)
+        && consume.exclusive
+        && scratch.consumers > 0
+    {
+        return Err(Obstacle::of(Step::Consume(consume.clone()), error.clone()));
     }
+    scratch.bind(&queue).await?;
     drop(scratch);
 
     let state = Rc::clone(subscription.channel());
@@ -634,39 +814,52 @@ async fn resubscribe(shared: &Rc<Shared>, subscription: &Rc<Subscription>) -> Re
         shared.pulse();
     }
     match outcome {
-        Ok(true) => {
+        Ok(Started::Runs) => {
+            subscription.waits(false);
             let queue = queue.to_string();
             shared.log(&ConnectionEvent::ConsumerRestored { queue });
             Ok(())
         }
-        Ok(false) => Ok(()),
+        Ok(Started::Refused(step, error)) => Err(Obstacle::of(step, error)),
+        Ok(Started::Over) => Ok(()),
         Err(_) if state.down.get().is_some() => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether the consumer runs; if not, it, or its channel, has been dealt with.
+/// What has become of an attempt to start a consumer.
+enum Started {
+    Runs,
+    /// Not now.
+    Refused(Step, Error),
+    /// It, or its channel, has been dealt with.
+    Over,
+}
+
 async fn resubscribe_on(
     shared: &Rc<Shared>,
     state: &Rc<ChannelState>,
     steps: &[Step],
-) -> Result<bool, Error> {
+) -> Result<Started, Error> {
     for step in steps {
         match redo(shared, state, step).await {
             Ok(()) => {}
             Err(error) if is_local(&error) && state.down.get().is_none() => {
-                let mut failed = Vec::new();
-                if let Step::Consume(consume) = step {
-                    consumer_failed(shared, state, consume, error);
-                    failed.push(consume.clone());
-                }
-                restore_channel(shared, state, failed).await?;
-                return Ok(false);
+                let started = match step {
+                    Step::Consume(_) if may_pass(&error) => Started::Refused(step.clone(), error),
+                    Step::Consume(consume) => {
+                        consumer_failed(shared, state, consume.clone(), error);
+                        Started::Over
+                    }
+                    _ => Started::Over,
+                };
+                restore_channel(shared, state).await?;
+                return Ok(started);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(Started::Runs)
 }
 
 /// A channel for what may be refused. The refusal closes it, and the next request opens another.
@@ -675,6 +868,8 @@ struct Scratch<'a> {
     key: Option<ChannelKey>,
     /// Queues whose names the server chose: what they were, what they are.
     renamed: Vec<(String, String)>,
+    /// How many consumers the queue had that was declared last.
+    consumers: u32,
 }
 
 impl<'a> Scratch<'a> {
@@ -683,6 +878,7 @@ impl<'a> Scratch<'a> {
             shared,
             key: None,
             renamed: Vec::new(),
+            consumers: 0,
         }
     }
 
@@ -722,15 +918,27 @@ impl<'a> Scratch<'a> {
         request.reply().await.map(drop)
     }
 
-    /// Makes something again; if it is refused, that is reported and all right.
-    async fn remake(&mut self, step: Step) -> Result<(), Error> {
+    /// Makes something again; if it is refused, that is reported, answered, and all right.
+    async fn remake(&mut self, step: Step) -> Result<Option<Error>, Error> {
         match self.make(&step).await {
+            Ok(()) => Ok(None),
             Err(error) if is_local(&error) => {
                 report(self.shared, step, &error);
-                Ok(())
+                Ok(Some(error))
             }
-            outcome => outcome,
+            Err(error) => Err(error),
         }
+    }
+
+    /// Makes the bindings of a queue again.
+    async fn bind(&mut self, queue: &str) -> Result<(), Error> {
+        let bindings = self.shared.journal.borrow().plan_of_bindings();
+        for step in bindings {
+            if matches!(&step, Step::QueueBinding(bind) if bind.queue.as_str() == queue) {
+                self.remake(step).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes something again that belongs to no channel.
@@ -754,13 +962,14 @@ impl<'a> Scratch<'a> {
             Step::Qos(_) | Step::Confirms | Step::Consume(_) => return Ok(()),
         };
         let answer = self.ask(what, method).await?;
-        if let (Step::Queue { name, .. }, Method::Queue(Queue::DeclareOk(ok))) = (step, answer)
-            && ok.queue.as_str() != name
-        {
+        if let (Step::Queue { name, .. }, Method::Queue(Queue::DeclareOk(ok))) = (step, answer) {
+            self.consumers = ok.consumer_count;
             let new = ok.queue.as_str();
-            self.shared.journal.borrow_mut().renamed(name, new);
-            self.shared.book.borrow().renamed_queue(name, new);
-            self.renamed.push((name.clone(), new.to_owned()));
+            if new != name {
+                self.shared.journal.borrow_mut().renamed(name, new);
+                self.shared.book.borrow().renamed_queue(name, new);
+                self.renamed.push((name.clone(), new.to_owned()));
+            }
         }
         Ok(())
     }
@@ -777,7 +986,11 @@ impl<'a> Scratch<'a> {
             arguments: Default::default(),
         };
         let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
-        self.ask("queue.declare", declare).await.map(drop)
+        let answer = self.ask("queue.declare", declare).await?;
+        if let Method::Queue(queue::AMQPMethod::DeclareOk(ok)) = answer {
+            self.consumers = ok.consumer_count;
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::tests::{config, put_handshake};
 use super::transport::Transport;
 use super::*;
 use crate::error::ReplyCode;
+use crate::proto::event::Lost;
 use crate::wire::cold::{
     self, Method, basic, channel, confirm, connection, exchange, queue, short_text,
 };
@@ -32,8 +33,14 @@ struct Robot {
     heard: RefCell<Vec<String>>,
     /// The beginnings of lines that it answers by closing something with this code: the connection if it is 5xx or 320.
     refuses: RefCell<Vec<(&'static str, u16)>>,
+    /// Why, if it says.
+    reason: Cell<Option<&'static str>>,
     /// The beginning of a line at which it hangs up; once.
     hangs_up_at: Cell<Option<&'static str>>,
+    /// The beginning of a line that it answers, and closes the connection in the same breath; once.
+    closes_after: Cell<Option<&'static str>>,
+    /// How many consumers its queues have.
+    consumers: Cell<u32>,
     is_away: Cell<bool>,
     dialled: Cell<u32>,
     names: Cell<u32>,
@@ -177,6 +184,7 @@ impl Robot {
                 refused.map(|&(_, code)| code)
             };
             let is_publish = text.contains(" publish ");
+            let closes = self.closes_after.get().filter(|at| text.starts_with(at));
             self.heard.borrow_mut().push(text);
             if hangs_up.is_some() {
                 self.hangs_up_at.set(None);
@@ -198,7 +206,7 @@ impl Robot {
                 (Some(code), _) => {
                     let close = channel::AMQPMethod::Close(channel::Close {
                         reply_code: code,
-                        reply_text: "REFUSED".into(),
+                        reply_text: self.reason.get().unwrap_or("REFUSED").into(),
                         class_id: 0,
                         method_id: 0,
                     });
@@ -209,7 +217,22 @@ impl Robot {
                         published[usize::from(id)] = 0;
                     }
                     if let Some(answer) = self.answer(method) {
-                        self.says(id, answer).await;
+                        let mut out = Vec::new();
+                        cold::put(&mut out, id, &answer);
+                        if closes.is_some() {
+                            self.closes_after.set(None);
+                            let close = connection::AMQPMethod::Close(connection::Close {
+                                reply_code: 320,
+                                reply_text: "CONNECTION_FORCED".into(),
+                                class_id: 0,
+                                method_id: 0,
+                            });
+                            cold::put(&mut out, 0, &Method::Connection(close));
+                        }
+                        self.writes(&out).await;
+                        if closes.is_some() {
+                            return;
+                        }
                     }
                 }
                 (None, None) if is_publish && !self.is_silent.get() => {
@@ -245,7 +268,7 @@ impl Robot {
                 Method::Queue(Q::DeclareOk(queue::DeclareOk {
                     queue: name,
                     message_count: 0,
-                    consumer_count: 0,
+                    consumer_count: self.consumers.get(),
                 }))
             }
             Method::Queue(Q::Bind(_)) => Method::Queue(Q::BindOk(queue::BindOk {})),
@@ -606,6 +629,304 @@ fn what_was_not_confirmed_is_published_again_and_every_future_resolves_once() {
         publisher.flush().await?;
         assert_eq!(publisher.unconfirmed(), 0);
         publisher.send(Message::new(b"5").key("q")).await
+    });
+}
+
+/// Accepts: amqp/R4
+#[test]
+fn a_connection_closed_in_the_same_breath_as_a_channel_is_opened_is_recovered_whole() {
+    with_robot(Recovery::default(), async |connection, robot, _| {
+        let mut events = connection.events();
+        let (one, two, mut consumer) = furnish(&connection).await?;
+        robot.closes_after.set(Some("1 close"));
+        robot.cut();
+        recovered(&mut events).await?;
+        robot.closes_after.set(Some("1 open"));
+        robot.cut();
+        recovered(&mut events).await?;
+        robot.delivers(2, "t", 1).await;
+        assert_eq!(consumer.next().await?.unwrap().ack(), Settled::Queued);
+        one.qos(1).await?;
+        two.qos(1).await
+    });
+}
+
+fn impatient() -> PublisherOptions {
+    PublisherOptions {
+        confirm_timeout: Duration::from_secs(10),
+        ..PublisherOptions::default()
+    }
+}
+
+/// Accepts: amqp/R18
+#[test]
+fn a_confirm_that_is_late_is_reported_and_what_came_after_is_published_again_on_another_channel() {
+    with_robot(Recovery::default(), async |connection, robot, clock| {
+        let mut events = connection.events();
+        let publisher = connection.publisher(impatient()).await?;
+        let consumer = publisher.channel().consume("q").tag("t").start().await?;
+        let other = connection.channel().await?;
+        robot.is_silent.set(true);
+        let message = Message::new(b"1").key("q");
+        let late = [publisher.post(&message)?, publisher.post(&message)?];
+        drop(publisher.post(&message)?);
+        kernel::sleep(Duration::from_secs(6)).await?;
+        let young = publisher.post(&Message::new(b"2").key("q"))?;
+        drop(publisher.post(&Message::new(b"3").key("q"))?);
+        settled().await?;
+        robot.heard();
+        robot.is_silent.set(false);
+        for late in late {
+            let error = late.await.unwrap_err();
+            let limit = Duration::from_secs(10);
+            assert_eq!(error, Error::Unconfirmed(Lost::Late(limit)));
+        }
+        let elapsed = clock.elapsed();
+        assert!(elapsed >= Duration::from_secs(10), "{elapsed:?}");
+        assert!(elapsed <= Duration::from_secs(12), "{elapsed:?}");
+        young.await?;
+        publisher.send(Message::new(b"4").key("q")).await?;
+        assert_eq!(publisher.unconfirmed(), 0);
+        let late = ConnectionEvent::ConfirmsLate {
+            channel: 1,
+            unconfirmed: 3,
+        };
+        assert_eq!(events.next().await?, Some(late));
+        assert_eq!(
+            robot.heard(),
+            [
+                "1 close",
+                "3 open",
+                "3 qos 64",
+                "3 confirm",
+                "3 consume q t",
+                "3 publish q 2",
+                "3 publish q 3",
+                "3 publish q 4"
+            ]
+        );
+        assert_eq!(robot.dialled.get(), 1, "it cost one channel");
+        other.qos(1).await?;
+        drop(consumer);
+
+        // A server that answers nothing at all costs its connection.
+        robot
+            .refuses
+            .replace(vec![("3 close", IGNORES), ("1 open", IGNORES)]);
+        robot.is_silent.set(true);
+        let late = publisher.post(&message)?;
+        kernel::sleep(Duration::from_secs(6)).await?;
+        let young = publisher.post(&Message::new(b"5").key("q"))?;
+        assert!(matches!(late.await, Err(Error::Unconfirmed(Lost::Late(_)))));
+        robot.is_silent.set(false);
+        until(&mut events, |e| matches!(e, ConnectionEvent::Lost(_))).await?;
+        robot.refuses.take();
+        recovered(&mut events).await?;
+        young.await?;
+        publisher.close().await?;
+        assert_eq!(robot.dialled.get(), 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn without_replay_a_late_confirm_takes_the_others_along_and_the_publisher_goes_on() {
+    with_robot(Recovery::default(), async |connection, robot, _| {
+        let options = PublisherOptions {
+            replay: false,
+            ..impatient()
+        };
+        let publisher = connection.publisher(options).await?;
+        robot.is_silent.set(true);
+        let late = publisher.post(&Message::new(b"1").key("q"))?;
+        kernel::sleep(Duration::from_secs(6)).await?;
+        let young = publisher.post(&Message::new(b"2").key("q"))?;
+        settled().await?;
+        for confirm in [late, young] {
+            assert!(matches!(
+                confirm.await,
+                Err(Error::Unconfirmed(Lost::Late(_)))
+            ));
+        }
+        robot.is_silent.set(false);
+        publisher.send(Message::new(b"3").key("q")).await?;
+        assert_eq!(robot.dialled.get(), 1);
+        Ok(())
+    });
+}
+
+/// Often enough that the connection is not taken for dead in between.
+const BUSY: Recovery = Recovery {
+    first_wait: Duration::from_secs(1),
+    max_wait: Duration::from_secs(8),
+    attempts: None,
+};
+
+fn failures(seen: &[ConnectionEvent]) -> Vec<(String, u16)> {
+    let failed = seen.iter().filter_map(|event| match event {
+        ConnectionEvent::EntityFailed { entity, error } => {
+            Some((entity.to_string(), error.reply_code()?.0))
+        }
+        _ => None,
+    });
+    failed.collect()
+}
+
+/// Accepts: amqp/R3
+#[test]
+fn an_exclusive_consumer_that_the_server_still_has_is_started_when_that_is_gone() {
+    with_robot(BUSY, async |connection, robot, _| {
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let held = channel.consume("held").exclusive().tag("h");
+        let mut held = held.start().await?;
+        let mut kept = channel.consume("kept").tag("k").start().await?;
+        robot.heard();
+        robot.consumers.set(1);
+        robot.reason.set(Some(
+            "ACCESS_REFUSED - queue 'held' in vhost '/' in exclusive use",
+        ));
+        robot.refuses.replace(vec![("1 consume held", 403)]);
+        robot.cut();
+        let seen = recovered(&mut events).await?;
+        let refused = ("consumer \"h\" of queue \"held\"".to_owned(), 403);
+        assert_eq!(failures(&seen), [refused]);
+        robot.heard();
+        // As long as somebody has it, nobody asks for it: each refusal would cost the channel.
+        kernel::sleep(Duration::from_secs(30)).await?;
+        let heard = robot.heard();
+        let tries = |what: &str| heard.iter().filter(|line| line.contains(what)).count();
+        assert!(tries("queue.look held") >= 3, "{heard:?}");
+        assert_eq!(tries("consume"), 0, "{heard:?}");
+        robot.delivers(1, "k", 1).await;
+        kept.next().await?.unwrap().ack();
+        // It goes, but somebody else is quicker once.
+        robot.consumers.set(0);
+        while tries_of(&robot, "1 consume held") == 0 {
+            kernel::sleep(Duration::from_secs(1)).await?;
+        }
+        robot.refuses.take();
+        let restored = |e: &ConnectionEvent| matches!(e, ConnectionEvent::ConsumerRestored { queue } if queue == "held");
+        let seen = until(&mut events, restored).await?;
+        assert_eq!(failures(&seen), [], "told already");
+        robot.delivers(1, "h", 1).await;
+        held.next().await?.unwrap().ack();
+        Ok(())
+    });
+}
+
+fn tries_of(robot: &Robot, what: &str) -> usize {
+    let heard = robot.heard.borrow();
+    heard.iter().filter(|line| line.starts_with(what)).count()
+}
+
+#[test]
+fn what_somebody_else_keeps_for_himself_is_given_up_after_a_while_and_told_of() {
+    for (code, entity) in [(403, "consumer \"h\" of queue \"q\""), (405, "queue \"q\"")] {
+        with_robot(BUSY, async |connection, robot, clock| {
+            let mut events = connection.events();
+            let channel = connection.channel().await?;
+            channel.queue("q").exclusive().declare().await?;
+            channel.bind_queue("q", "x", "").await?;
+            let mut consumer = channel.consume("q").exclusive().tag("h").start().await?;
+            robot.consumers.set(1);
+            robot
+                .reason
+                .set(Some("queue 'q' in vhost '/' in exclusive use"));
+            robot.refuses.replace(match code {
+                403 => vec![("1 consume q", 403)],
+                _ => vec![
+                    ("1 queue.declare q", 405),
+                    ("2 queue.declare q", 405),
+                    ("1 queue.bind q", 404),
+                    ("1 consume q", 404),
+                ],
+            });
+            let before = clock.elapsed();
+            robot.cut();
+            let first = recovered(&mut events).await?;
+            assert!(
+                failures(&first).contains(&(entity.to_owned(), code)),
+                "{first:?}"
+            );
+            let error = consumer.next().await.unwrap_err();
+            assert_eq!(error.reply_code(), Some(ReplyCode(code)), "{error}");
+            let waited = clock.elapsed() - before;
+            assert!(waited >= Duration::from_secs(60), "{waited:?}");
+            assert!(waited <= Duration::from_secs(100), "{waited:?}");
+            assert!(consumer.next().await?.is_none());
+            robot.heard();
+            // Nobody asks any more, but for the queue, which has a time of its own.
+            kernel::sleep(Duration::from_secs(15)).await?;
+            assert_eq!(tries_of(&robot, "1 consume"), 0);
+            let given_up = |e: &ConnectionEvent| matches!(e, ConnectionEvent::EntityFailed { .. });
+            until(&mut events, given_up).await?;
+            channel.qos(1).await
+        });
+    }
+}
+
+#[test]
+fn an_exclusive_queue_that_the_server_still_has_is_made_again_with_its_bindings() {
+    with_robot(BUSY, async |connection, robot, _| {
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        channel.queue("mine").exclusive().declare().await?;
+        channel.bind_queue("mine", "x", "").await?;
+        robot.refuses.replace(vec![
+            ("1 queue.declare mine", 405),
+            ("2 queue.declare mine", 405),
+            ("1 queue.bind mine", 405),
+        ]);
+        robot.cut();
+        let seen = recovered(&mut events).await?;
+        let queue = ("queue \"mine\"".to_owned(), 405);
+        assert_eq!(failures(&seen)[0], queue, "{seen:?}");
+        kernel::sleep(Duration::from_secs(10)).await?;
+        robot.heard();
+        robot.refuses.take();
+        let restored = ConnectionEvent::QueueRestored {
+            queue: "mine".to_owned(),
+        };
+        assert_eq!(events.next().await?, Some(restored));
+        assert_eq!(
+            robot.heard(),
+            ["2 open", "2 queue.declare mine", "2 queue.bind mine x"]
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn consumers_that_wait_on_one_channel_do_not_multiply() {
+    with_robot(BUSY, async |connection, robot, _| {
+        let mut events = connection.events();
+        let channel = connection.channel().await?;
+        let consumers = [
+            channel.consume("a").tag("a").start().await?,
+            channel.consume("b").tag("b").start().await?,
+        ];
+        // The queues are there, and yet the consumers are refused.
+        robot.refuses.replace(vec![
+            ("1 consume", 404),
+            ("2 consume", 404),
+            ("3 consume", 404),
+        ]);
+        robot.cut();
+        let seen = recovered(&mut events).await?;
+        assert_eq!(failures(&seen).len(), 2, "{seen:?}");
+        kernel::sleep(Duration::from_secs(100)).await?;
+        // In the mean one each four seconds for either, once the waits have grown.
+        let looks = tries_of(&robot, "2 queue.look") + tries_of(&robot, "1 queue.look");
+        assert!((20..150).contains(&looks), "{looks}");
+        robot.refuses.take();
+        for name in ["a", "b"] {
+            let restored = |e: &ConnectionEvent| matches!(e, ConnectionEvent::ConsumerRestored { queue } if queue == "a" || queue == "b");
+            let seen = until(&mut events, restored).await?;
+            assert_eq!(failures(&seen), [], "{name}");
+        }
+        drop(consumers);
+        Ok(())
     });
 }
 

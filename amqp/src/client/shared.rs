@@ -16,6 +16,7 @@ use super::dial::chance;
 use super::error::{Busy, Error};
 use super::policy::Policy;
 use super::publisher::{Message, MessageProps};
+use super::recovery::Orphan;
 use super::request::Request;
 use super::window::Window;
 use crate::error::ReplyCode;
@@ -52,10 +53,14 @@ pub(super) struct Shared {
     pub(super) up_since: Cell<Instant>,
     /// The task that restores what was lost, while there is anything to restore.
     pub(super) carer: RefCell<Option<Task<()>>>,
-    /// Consumers that the server has ended, and that are to be started again.
-    pub(super) orphans: RefCell<Vec<Rc<Subscription>>>,
+    /// Consumers that the server has ended and queues that were locked: they are to be there again.
+    pub(super) orphans: RefCell<Vec<Orphan>>,
     pub(super) orphaned: Flag,
     next_tag: Cell<ChannelTag>,
+    /// The shortest time that a publisher has given its confirms.
+    confirm_timeout: Cell<Option<Duration>>,
+    /// How often to look at what may take too long.
+    pace: Cell<Option<Duration>>,
     /// The most by which the driver was late.
     pub(super) lag: Cell<Duration>,
     /// Nothing is to be made again any more: the task that runs the connection ends.
@@ -93,7 +98,7 @@ impl Shared {
             recovers: policy.is_some(),
             ..Book::default()
         };
-        Rc::new_cyclic(|me| Self {
+        let shared = Rc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             core: RefCell::new(core),
             book: RefCell::new(book),
@@ -106,6 +111,8 @@ impl Shared {
             orphans: RefCell::default(),
             orphaned: Flag::new(),
             next_tag: Cell::new(0),
+            confirm_timeout: Cell::new(None),
+            pace: Cell::new(None),
             lag: Cell::new(Duration::ZERO),
             ends: Cell::new(false),
             nudge: Flag::new(),
@@ -120,7 +127,9 @@ impl Shared {
             scratch: RefCell::default(),
             secret: RefCell::default(),
             options,
-        })
+        });
+        shared.set_pace();
+        shared
     }
 
     /// Does something with the protocol, and has the driver send what came of it.
@@ -258,25 +267,39 @@ impl Shared {
         window: Option<&Window>,
     ) -> Result<u32, Error> {
         let Message { publish, body, .. } = message;
-        let mut core = self.core.borrow_mut();
-        // A large body that may be needed again is kept in the memory that it is sent from.
-        let large: Option<Rc<[u8]>> =
-            (!core.is_short(body) && window.is_some_and(Window::replays)).then(|| (*body).into());
-        let published = match &large {
-            Some(body) => core.publish_shared(channel.key.get(), publish, props, body),
-            None => core.publish(channel.key.get(), publish, props, body),
+        let core = &mut *self.core.borrow_mut();
+        let key = channel.key.get();
+        let published = match window {
+            None => core.publish(key, publish, props, body).map(|_| 0),
+            Some(window) => window.post(|kept| {
+                let seq = match kept {
+                    Some(kept) if core.is_short(body) => {
+                        core.publish_keeping(key, publish, props, body, &mut kept.frames)
+                    }
+                    Some(kept) => {
+                        // Kept in the memory that it is sent from.
+                        let large: Rc<[u8]> = (*body).into();
+                        kept.frames.clear();
+                        publish
+                            .put_head(&mut kept.frames, key.id(), props, body.len(), usize::MAX)
+                            .map_err(Refused::from)
+                            .and_then(|()| {
+                                core.publish_shared(key, publish, props, kept.large.insert(large))
+                            })
+                    }
+                    None => core.publish(key, publish, props, body),
+                }?;
+                Ok(seq.expect("a publisher's channel is in confirm mode"))
+            }),
         };
         let queued = core.output_len();
-        drop(core);
-        let seq = published.map_err(|refused| self.refused(refused, channel))?;
-        self.queued(queued);
-        Ok(match window {
-            Some(window) => {
-                let seq = seq.expect("a publisher's channel is in confirm mode");
-                window.posted(seq, publish, props, body, large)
+        match published {
+            Ok(place) => {
+                self.queued(queued);
+                Ok(place)
             }
-            None => 0,
-        })
+            Err(refused) => Err(self.refused(refused, channel)),
+        }
     }
 
     /// Publishes a message again that a lost connection left without an answer: the oldest. `false` if there is none.
@@ -524,6 +547,7 @@ impl Shared {
         }
         self.with_sink(|core, sink| core.tick(now, sink));
         self.time_out_requests(now);
+        self.time_out_confirms(now);
         if let Some(timeout) = self.options.ack_timeout {
             let mut due = Vec::new();
             let mut core = self.core.borrow_mut();
@@ -577,6 +601,23 @@ impl Shared {
         }
     }
 
+    fn time_out_confirms(&self, now: Instant) {
+        let is_blocked = self.peek(Core::is_blocked);
+        let mut late = Vec::new();
+        for state in self.book.borrow().channels.iter().flatten() {
+            if let Some(window) = &state.window {
+                if is_blocked {
+                    window.forgive();
+                } else if window.is_late(now) && state.gate.get() == Gate::Open {
+                    late.push(Rc::clone(state));
+                }
+            }
+        }
+        for state in late {
+            self.leave_channel(&state, now);
+        }
+    }
+
     /// Closes a channel without waiting for the answer.
     pub(super) fn close_channel(&self, state: &ChannelState, why: Error) {
         if state.down.get().is_some() {
@@ -615,13 +656,31 @@ impl Shared {
             Closing::By(deadline) => Some(deadline),
         };
         let request = self.book.borrow_mut().next_timeout();
-        let (core, heartbeat) = self.peek(|core| (core.deadline(), heartbeat(core)));
-        // Often enough to see by its own lateness that the kernel is busy.
-        let lag = (!heartbeat.is_zero()).then(|| now + heartbeat / 8);
-        // A twentieth is the most by which a warning comes late.
-        let acks = self.options.ack_timeout.map(|timeout| now + timeout / 20);
-        let due = [core, request, stall, closing, lag, acks];
+        let core = self.peek(Core::deadline);
+        let look = self.pace.get().map(|pace| now + pace);
+        let due = [core, request, stall, closing, look];
         due.into_iter().flatten().min()
+    }
+
+    /// A publisher gives its confirms so long.
+    pub(super) fn expect_confirms(&self, timeout: Duration) {
+        let shortest = self
+            .confirm_timeout
+            .get()
+            .map_or(timeout, |t| t.min(timeout));
+        self.confirm_timeout.set(Some(shortest));
+        self.set_pace();
+    }
+
+    /// There is another connection, or another time limit.
+    pub(super) fn set_pace(&self) {
+        let heartbeat = self.peek(heartbeat);
+        // Often enough to see by its own lateness that the kernel is busy.
+        let lag = (!heartbeat.is_zero()).then(|| heartbeat / 8);
+        // What takes too long is noticed a twentieth later at most, or a tenth, where it is not known when it began.
+        let limits = [self.options.ack_timeout, self.confirm_timeout.get()];
+        let limits = limits.into_iter().flatten().map(|limit| limit / 20);
+        self.pace.set(limits.chain(lag).min());
     }
 
     /// How long the peer may refuse to take bytes.
@@ -667,7 +726,7 @@ impl Shared {
 }
 
 /// The interval that was agreed upon; zero for none.
-fn heartbeat(core: &Core) -> Duration {
+pub(super) fn heartbeat(core: &Core) -> Duration {
     let seconds = core.tuned().map_or(0, |tuned| tuned.heartbeat);
     Duration::from_secs(seconds.into())
 }

@@ -11,11 +11,11 @@ use super::dial::Dialer;
 use super::transport::Transport;
 use super::*;
 use crate::error::ReplyCode;
-use crate::proto::event::Down;
+use crate::proto::event::{Down, Lost};
 use crate::proto::handshake::{Auth, ClientConfig, Limits};
 use crate::wire::cold::{self, Method, basic, channel, confirm, connection, queue, tx};
 use crate::wire::frame::{put_content, put_heartbeat};
-use crate::wire::{AnyMethod, Deliver, Frame, Props, Splitter};
+use crate::wire::{Ack, AnyMethod, Deliver, Frame, Props, Splitter};
 
 const HEARTBEAT: u16 = 10;
 
@@ -185,9 +185,17 @@ async fn open(connection: &Connection, server: &mut Server) -> Result<Channel, E
 
 /// A publisher on channel 1.
 async fn publisher(connection: &Connection, server: &mut Server) -> Result<Publisher, Error> {
+    publisher_with(PublisherOptions::default(), connection, server).await
+}
+
+async fn publisher_with(
+    options: PublisherOptions,
+    connection: &Connection,
+    server: &mut Server,
+) -> Result<Publisher, Error> {
     let opening = spawn({
         let connection = connection.clone();
-        async move { connection.publisher(PublisherOptions::default()).await }
+        async move { connection.publisher(options).await }
     });
     server.opens().await;
     server.heard().await;
@@ -311,6 +319,48 @@ fn a_server_that_closes_is_answered_and_everybody_is_told() {
         let ok = connection::AMQPMethod::CloseOk(connection::CloseOk {});
         let answer = AnyMethodOwned::Cold(Method::Connection(ok));
         assert_eq!(server.heard().await, (0, answer));
+        Ok(())
+    });
+}
+
+/// Accepts: amqp/R18
+#[test]
+fn a_confirm_has_a_deadline_but_not_while_the_server_takes_no_messages() {
+    with_server(plain(), async |connection, mut server, clock| {
+        let options = PublisherOptions {
+            confirm_timeout: secs(5),
+            ..PublisherOptions::default()
+        };
+        let publisher = publisher_with(options, &connection, &mut server).await?;
+        let blocked = connection::AMQPMethod::Blocked(connection::Blocked {
+            reason: "low on memory".into(),
+        });
+        let unblocked = connection::AMQPMethod::Unblocked(connection::Unblocked {});
+        let confirm = publisher.post(&Message::new(b"x").key("tasks"))?;
+        server.says(0, Method::Connection(blocked)).await;
+        kernel::sleep(secs(15)).await?;
+        server.says(0, Method::Connection(unblocked)).await;
+        kernel::sleep(secs(4)).await?;
+        let mut ack = Vec::new();
+        let answer = Ack {
+            delivery_tag: 1,
+            multiple: false,
+        };
+        answer.put(&mut ack, 1);
+        server.stream.write_all(&ack).await.unwrap();
+        confirm.await?;
+
+        let late = publisher.post(&Message::new(b"y").key("tasks"))?;
+        let before = clock.elapsed();
+        let error = late.await.unwrap_err();
+        assert_eq!(error, Error::Unconfirmed(Lost::Late(secs(5))));
+        let waited = clock.elapsed() - before;
+        assert!(waited >= secs(5) && waited <= secs(6), "{waited:?}");
+        // There is no other channel to be had, so the publisher is over.
+        let after = publisher.post(&Message::new(b"z").key("tasks"));
+        assert!(matches!(after, Err(Error::ChannelStuck)), "{after:?}");
+        assert_eq!(publisher.unconfirmed(), 0);
+        assert!(connection.tuned().is_some(), "it cost the channel alone");
         Ok(())
     });
 }

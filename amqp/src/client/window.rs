@@ -7,19 +7,22 @@
 //! Where messages are replayed, the place holds a copy of its own as well, in a buffer that the next message in that place
 //! uses again. When the connection is lost, the publishings lose their numbers and wait in the order they had; on the next connection they
 //! are published again and numbered anew. Their places, and who waits for them, stay what they were.
+//!
+//! How long the answers take is looked at from time to time, so that nothing need be noted for a message.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use kernel::sync::Event as Flag;
 
 use super::error::{Error, Returned};
 use super::publisher::PublisherOptions;
 use crate::proto::event::Lost;
-use crate::proto::unsettled::Slots;
-use crate::wire::Publish;
+use crate::proto::unsettled::{Ages, Slots};
+use crate::wire::{ContentHeader, Frame, Publish, Splitter};
 
 /// What became of a publishing.
 pub(super) enum Verdict {
@@ -36,6 +39,8 @@ pub(super) struct Window {
     limit: usize,
     /// How many bytes are kept for replay; `None` if there is none.
     replay_bytes: Option<usize>,
+    /// How long an answer may take.
+    patience: Duration,
     pub(super) has_room: Flag,
     pub(super) is_idle: Flag,
 }
@@ -43,6 +48,7 @@ pub(super) struct Window {
 #[derive(Default)]
 struct Table {
     by_seq: Slots<u32>,
+    ages: Ages,
     /// Places of publishings that a lost connection owes an answer, oldest first.
     cut: VecDeque<u32>,
     /// How many of these the connection lost last has left behind.
@@ -69,17 +75,13 @@ enum State {
     Forgotten,
 }
 
-/// A copy of a message: exchange, routing key, properties and body, one behind the other.
+/// A copy of a message, as it went on the wire.
 #[derive(Default)]
-struct Kept {
-    text: Vec<u8>,
-    exchange_len: u8,
-    key_len: u8,
-    props_len: usize,
-    mandatory: bool,
-    immediate: bool,
-    /// A body that is sent from the same memory, instead of the one in `text`.
-    large: Option<Rc<[u8]>>,
+pub(super) struct Kept {
+    /// Its frames; of a large message all but those of the body.
+    pub(super) frames: Vec<u8>,
+    /// A body that is sent from the same memory.
+    pub(super) large: Option<Rc<[u8]>>,
 }
 
 /// A message that was kept, as it was published.
@@ -99,6 +101,7 @@ impl Window {
             table: RefCell::default(),
             limit: options.window.max(1),
             replay_bytes: (recovers && options.replay).then_some(options.replay_bytes),
+            patience: options.confirm_timeout,
             has_room,
             is_idle,
         }
@@ -121,38 +124,35 @@ impl Window {
         self.replay_bytes.is_some()
     }
 
-    /// Notes a publishing that was given a number, and answers its place.
-    pub(super) fn posted(
+    /// Publishes something, and notes by the number it is given that it has no answer. What is needed to publish it again goes where `publish` is
+    /// told. Answers its place.
+    #[inline]
+    pub(super) fn post<E>(
         &self,
-        seq: u64,
-        publish: &Publish<'_>,
-        props: &[u8],
-        body: &[u8],
-        large: Option<Rc<[u8]>>,
-    ) -> u32 {
-        let mut table = self.table.borrow_mut();
-        let index = match table.free.pop() {
-            Some(index) => index,
-            None => {
-                table.places.push(Place::default());
-                table.places.len() as u32 - 1
-            }
+        publish: impl FnOnce(Option<&mut Kept>) -> Result<u64, E>,
+    ) -> Result<u32, E> {
+        let table = &mut *self.table.borrow_mut();
+        let index = match table.free.last() {
+            Some(&index) => index,
+            None => table.add_place(),
         };
         let place = &mut table.places[index as usize];
+        let seq = match publish(self.replays().then_some(&mut place.kept)) {
+            Ok(seq) => seq,
+            Err(error) => {
+                place.kept.clear();
+                return Err(error);
+            }
+        };
+        table.free.pop();
         place.state = State::Waits(None);
-        if self.replays() {
-            place.kept.fill(publish, props, body, large);
-            let bytes = place.kept.len();
-            table.kept_bytes += bytes;
-        }
+        table.kept_bytes += place.kept.len();
         table.number(seq, index);
-        let is_full = self.is_over(&table);
-        drop(table);
         self.is_idle.clear();
-        if is_full {
+        if self.is_over(table) {
             self.has_room.clear();
         }
-        index
+        Ok(index)
     }
 
     fn is_over(&self, table: &Table) -> bool {
@@ -173,18 +173,51 @@ impl Window {
     pub(super) fn cut(&self, seq: u64) {
         let mut table = self.table.borrow_mut();
         if let Some(index) = table.by_seq.take(seq) {
-            // What had not been made again yet when the connection was lost once more comes behind.
-            let at = table.newly_cut;
-            table.cut.insert(at, index);
-            table.newly_cut += 1;
+            table.cut(index);
         }
     }
 
-    /// A new connection counts from the beginning, and all that was cut is to be published again.
+    /// A new channel counts from the beginning, and all that was cut is to be published again.
     pub(super) fn renew(&self) {
         let mut table = self.table.borrow_mut();
         table.by_seq = Slots::new();
+        table.ages = Ages::default();
         table.newly_cut = 0;
+    }
+
+    /// Looks at how long the oldest answer has been waited for; to be called from time to time. Whether that is too long.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        let table = &mut *self.table.borrow_mut();
+        let oldest = table.by_seq.front().map(|(seq, _)| seq);
+        table.ages.look(oldest, table.by_seq.next_tag(), now);
+        let held = table.ages.oldest(now);
+        held.is_some_and(|held| held >= self.patience)
+    }
+
+    /// That there is no answer proves nothing at this time.
+    pub(super) fn forgive(&self) {
+        self.table.borrow_mut().ages = Ages::default();
+    }
+
+    /// Leaves a channel that does not answer: what has waited too long is resolved, the rest waits to be published again, or is
+    /// resolved as well if it cannot be. Answers how many were resolved, and whom to wake.
+    pub(super) fn leave(&self, now: Instant) -> (usize, Vec<Waker>) {
+        let mut table = self.table.borrow_mut();
+        let through = match (self.replays(), table.ages.older_than(self.patience, now)) {
+            (true, Some(young)) => young - 1,
+            (true, None) => 0,
+            (false, _) => u64::MAX,
+        };
+        let (mut count, mut wakers) = (0, Vec::new());
+        while let Some((_, index)) = table.by_seq.take_first_through(through) {
+            let verdict = Verdict::Lost(Box::new(Lost::Late(self.patience)));
+            wakers.extend(table.answer(index, verdict));
+            count += 1;
+        }
+        while let Some((_, index)) = table.by_seq.take_first_through(u64::MAX) {
+            table.cut(index);
+        }
+        (count, wakers)
     }
 
     /// The oldest publishing that has to be made again.
@@ -268,6 +301,21 @@ impl Window {
 }
 
 impl Table {
+    /// A new place, free.
+    #[cold]
+    fn add_place(&mut self) -> u32 {
+        let index = self.places.len() as u32;
+        self.places.push(Place::default());
+        self.free.push(index);
+        index
+    }
+
+    /// What had not been made again yet when the channel was lost once more comes behind.
+    fn cut(&mut self, index: u32) {
+        self.cut.insert(self.newly_cut, index);
+        self.newly_cut += 1;
+    }
+
     fn unconfirmed(&self) -> usize {
         self.by_seq.len() + self.cut.len()
     }
@@ -299,47 +347,38 @@ impl Kept {
     /// A buffer up to this is left to the next message in its place.
     const ROOM: usize = 4 << 10;
 
-    fn fill(&mut self, publish: &Publish<'_>, props: &[u8], body: &[u8], large: Option<Rc<[u8]>>) {
-        self.text.clear();
-        self.text.extend_from_slice(publish.exchange.as_bytes());
-        self.text.extend_from_slice(publish.routing_key.as_bytes());
-        self.text.extend_from_slice(props);
-        if large.is_none() {
-            self.text.extend_from_slice(body);
-        }
-        // It has been published, so both are short strings.
-        self.exchange_len = publish.exchange.len() as u8;
-        self.key_len = publish.routing_key.len() as u8;
-        self.props_len = props.len();
-        (self.mandatory, self.immediate) = (publish.mandatory, publish.immediate);
-        self.large = large;
-    }
-
     fn again(&self) -> Again<'_> {
-        let (exchange, rest) = self.text.split_at(self.exchange_len.into());
-        let (key, rest) = rest.split_at(self.key_len.into());
-        let (props, body) = rest.split_at(self.props_len);
-        let text = |bytes| std::str::from_utf8(bytes).expect("it was a string when it was kept");
+        let mut rest = &*self.frames;
+        let mut next = || {
+            let (frame, used) = Splitter::with_frame_max(usize::MAX)
+                .next_frame(rest)
+                .ok()??;
+            rest = &rest[used..];
+            Some(frame)
+        };
+        let (Some(Frame::Method { args, .. }), Some(Frame::Header { raw, .. })) = (next(), next())
+        else {
+            unreachable!("it was a message when it was kept");
+        };
+        let body = match next() {
+            Some(Frame::Body { data, .. }) => data,
+            _ => &[],
+        };
         Again {
-            publish: Publish {
-                exchange: text(exchange),
-                routing_key: text(key),
-                mandatory: self.mandatory,
-                immediate: self.immediate,
-            },
-            props,
+            publish: Publish::decode(args).expect("it was good when it was kept"),
+            props: ContentHeader::parse(raw).map_or(&[], |header| header.props.as_bytes()),
             body: self.large.as_deref().unwrap_or(body),
             large: self.large.as_ref(),
         }
     }
 
     fn len(&self) -> usize {
-        self.text.len() + self.large.as_ref().map_or(0, |body| body.len())
+        self.frames.len() + self.large.as_ref().map_or(0, |body| body.len())
     }
 
     fn clear(&mut self) {
-        self.text.clear();
-        self.text.shrink_to(Self::ROOM);
+        self.frames.clear();
+        self.frames.shrink_to(Self::ROOM);
         self.large = None;
     }
 }

@@ -6,19 +6,62 @@ use super::confirms::Confirms;
 use super::content::Assembly;
 use super::event::{ChannelKey, ConsumerKey, Event, Lost, Outcome, ReqId};
 use super::unsettled::Unsettled;
+use crate::error::EncodeError;
+use crate::wire::Publish;
 
 pub(super) struct Channel {
     pub(super) key: ChannelKey,
     pub(super) stage: Stage,
     /// Answers come in the order of the requests, with two exceptions: see [`Channel::next_in_order`].
     pub(super) waiters: VecDeque<Waiter>,
-    consumers: Vec<Consumer>,
-    /// Where the last consumer tag was found: deliveries come in runs.
-    last_found: usize,
+    pub(super) consumers: Consumers,
+    /// Exchange and routing key of the last delivery, most likely those of the next.
+    pub(super) last_exchange: String,
+    pub(super) last_key: String,
     pub(super) assembly: Assembly,
     pub(super) unsettled: Unsettled,
     /// In confirm mode.
     pub(super) confirms: Option<Confirms>,
+    pub(super) last_published: LastPublished,
+}
+
+/// Where the last message went, and how that is said: most likely the next goes there, too.
+#[derive(Default)]
+pub(super) struct LastPublished {
+    exchange: String,
+    key: String,
+    mandatory: bool,
+    immediate: bool,
+    /// The method's frame; empty if there is none.
+    frame: Vec<u8>,
+}
+
+impl LastPublished {
+    /// The frame of the method that begins a message.
+    #[inline]
+    pub(super) fn frame(
+        &mut self,
+        publish: &Publish<'_>,
+        channel: u16,
+    ) -> Result<&[u8], EncodeError> {
+        let is_same = *self.key == *publish.routing_key
+            && *self.exchange == *publish.exchange
+            && (self.mandatory, self.immediate) == (publish.mandatory, publish.immediate)
+            && !self.frame.is_empty();
+        if !is_same {
+            self.change(publish, channel)?;
+        }
+        Ok(&self.frame)
+    }
+
+    fn change(&mut self, publish: &Publish<'_>, channel: u16) -> Result<(), EncodeError> {
+        self.frame.clear();
+        publish.put_method_alone(&mut self.frame, channel)?;
+        publish.exchange.clone_into(&mut self.exchange);
+        publish.routing_key.clone_into(&mut self.key);
+        (self.mandatory, self.immediate) = (publish.mandatory, publish.immediate);
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +108,13 @@ impl Channel {
             key,
             stage: Stage::Opening,
             waiters: VecDeque::new(),
-            consumers: Vec::new(),
-            last_found: 0,
+            consumers: Consumers::default(),
+            last_exchange: String::new(),
+            last_key: String::new(),
             assembly: Assembly::new(max_body),
             unsettled: Unsettled::default(),
             confirms: None,
+            last_published: LastPublished::default(),
         }
     }
 
@@ -81,23 +126,11 @@ impl Channel {
     }
 
     pub(super) fn add_consumer(&mut self, consumer: Consumer) {
-        self.consumers.push(consumer);
-    }
-
-    #[inline]
-    pub(super) fn consumer_by_tag(&mut self, tag: &str) -> Option<&Consumer> {
-        if self
-            .consumers
-            .get(self.last_found)
-            .is_none_or(|c| *c.tag != *tag)
-        {
-            self.last_found = self.consumers.iter().position(|c| *c.tag == *tag)?;
-        }
-        self.consumers.get(self.last_found)
+        self.consumers.list.push(consumer);
     }
 
     pub(super) fn consumer(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
-        self.consumers.iter_mut().find(|c| c.key == key)
+        self.consumers.list.iter_mut().find(|c| c.key == key)
     }
 
     /// Whether there is a consumer of that name, other than one whose cancel is on its way.
@@ -106,11 +139,14 @@ impl Channel {
             let mut waiters = self.waiters.iter();
             waiters.any(|w| w.purpose == Purpose::Cancel(c.key))
         };
-        self.consumers.iter().any(|c| *c.tag == *tag && !leaves(c))
+        self.consumers
+            .list
+            .iter()
+            .any(|c| *c.tag == *tag && !leaves(c))
     }
 
     pub(super) fn remove_consumer(&mut self, key: ConsumerKey) {
-        self.consumers.retain(|c| c.key != key);
+        self.consumers.list.retain(|c| c.key != key);
     }
 
     /// Where the request waits that is answered next, of those that are answered in order.
@@ -128,7 +164,7 @@ impl Channel {
             let (Purpose::Consume(key) | Purpose::Cancel(key)) = waiter.purpose else {
                 return false;
             };
-            let consumer = self.consumers.iter().find(|c| c.key == key);
+            let consumer = self.consumers.list.iter().find(|c| c.key == key);
             // One that the broker has cancelled meanwhile has no entry any more.
             waiter.reply == (reply.0, [reply.1; 2]) && consumer.is_none_or(|c| *c.tag == *tag)
         })
@@ -161,5 +197,28 @@ impl Channel {
                 });
             });
         }
+    }
+}
+
+/// The consumers of a channel.
+#[derive(Default)]
+pub(super) struct Consumers {
+    list: Vec<Consumer>,
+    /// Where the last tag was found: deliveries come in runs.
+    last_found: usize,
+}
+
+impl Consumers {
+    #[inline]
+    pub(super) fn by_tag(&mut self, tag: &str) -> Option<&Consumer> {
+        if self.last().is_none_or(|c| *c.tag != *tag) {
+            self.last_found = self.list.iter().position(|c| *c.tag == *tag)?;
+        }
+        self.last()
+    }
+
+    #[inline]
+    pub(super) fn last(&self) -> Option<&Consumer> {
+        self.list.get(self.last_found)
     }
 }

@@ -30,7 +30,7 @@ use super::outbox::Outbox;
 use super::unsettled::Settle;
 use crate::error::{ReplyCode, WireError};
 use crate::wire::cold::{self, Method, connection};
-use crate::wire::frame::put_heartbeat;
+use crate::wire::frame::{check_header_size, put_content, put_heartbeat};
 use crate::wire::{Props, Publish, Splitter};
 
 /// Where events go. It is called while the connection is borrowed, so it notes and does not act.
@@ -305,7 +305,24 @@ impl Connection {
         props: &[u8],
         body: &[u8],
     ) -> Result<Option<u64>, Refused> {
-        self.publish_body(key, publish, props, Body::Lent(body))
+        self.publish_body(key, publish, props, Body::Lent(body), None)
+    }
+
+    /// As [`Connection::publish`], for a [short](Connection::is_short) body: the frames are left in `kept` as well, to be published again.
+    ///
+    /// # Errors
+    /// As [`Connection::publish`].
+    #[inline]
+    pub fn publish_keeping(
+        &mut self,
+        key: ChannelKey,
+        publish: &Publish<'_>,
+        props: &[u8],
+        body: &[u8],
+        kept: &mut Vec<u8>,
+    ) -> Result<Option<u64>, Refused> {
+        debug_assert!(self.is_short(body), "a long one is better shared");
+        self.publish_body(key, publish, props, Body::Lent(body), Some(kept))
     }
 
     /// As [`Connection::publish`], with a body that can be kept instead of copied until it has been sent.
@@ -319,7 +336,7 @@ impl Connection {
         props: &[u8],
         body: &Rc<[u8]>,
     ) -> Result<Option<u64>, Refused> {
-        self.publish_body(key, publish, props, Body::Shared(body))
+        self.publish_body(key, publish, props, Body::Shared(body), None)
     }
 
     /// Whether a body leaves in one frame; larger ones are best handed over by [`Connection::publish_shared`].
@@ -335,6 +352,7 @@ impl Connection {
         publish: &Publish<'_>,
         props: &[u8],
         body: Body<'_>,
+        kept: Option<&mut Vec<u8>>,
     ) -> Result<Option<u64>, Refused> {
         self.must_be_open()?;
         if self.is_blocked {
@@ -347,7 +365,18 @@ impl Connection {
         }
         let (id, bytes) = (key.id, body.bytes());
         if bytes.len() <= max_payload {
-            publish.put(self.out.lane(id), id, props, bytes, max_payload)?;
+            check_header_size(props, max_payload)?;
+            let method = channel.last_published.frame(publish, id)?;
+            let lane = self.out.lane(id);
+            let at = lane.len();
+            // One growth at most: the frames of header and body have 28 bytes round them.
+            lane.reserve(method.len() + props.len() + bytes.len() + 32);
+            lane.extend_from_slice(method);
+            put_content(lane, id, props, bytes, max_payload);
+            if let Some(kept) = kept {
+                kept.clear();
+                kept.extend_from_slice(&lane[at..]);
+            }
         } else {
             let body = match body {
                 Body::Lent(body) => body.into(),

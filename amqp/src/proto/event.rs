@@ -121,6 +121,9 @@ pub enum Lost {
     /// We closed the channel first.
     #[error("the channel was closed before the answer came")]
     ChannelClosedByUs,
+    /// There was no answer for so long.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Late(Duration),
     /// The connection is gone.
     #[error(transparent)]
     ConnectionDown(Down),

@@ -3,17 +3,18 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::channel::{Channel, Purpose, Stage, Waiter};
+use super::channel::{Channel, Consumer, Purpose, Stage, Waiter};
 use super::confirms::fingerprint;
 use super::connection::{Connection, Sink, State};
 use super::content::{self, Assembly, Content};
-use super::event::{CloseReason, DeliveryKey, Down, Event, Lost, Outcome, ReqId};
+use super::event::{ChannelKey, CloseReason, DeliveryKey, Down, Event, Lost, Outcome, ReqId};
 use super::handshake::{ClientStep, HandshakeError};
 use super::heartbeat::Heartbeat;
-use super::unsettled::Settle;
+use super::outbox::Outbox;
+use super::unsettled::{Settle, Unsettled};
 use crate::error::{ReplyCode, WireError};
 use crate::wire::cold::{self, Method, basic, channel, connection};
-use crate::wire::{AnyMethod, Frame, Props, Splitter, hot};
+use crate::wire::{AnyMethod, Deliver, Frame, Props, Splitter, hot};
 
 impl Connection {
     /// One frame, and the bytes behind it, of which it may use some: answers how many.
@@ -78,9 +79,20 @@ impl Connection {
         // The assembly lends out what it has put together, so it steps aside while the channel deals with that. An error
         // ends the connection, and the assembly with it.
         let mut assembly = std::mem::replace(&mut channel.assembly, Assembly::new(0));
-        if let Some(content) = step(&mut assembly)? {
-            let method = AnyMethod::decode(hot::BASIC, content.method, content.args)?;
-            self.content(id, method, content.props, content.body, sink)?;
+        if let Some(Content {
+            method,
+            args,
+            props,
+            body,
+        }) = step(&mut assembly)?
+        {
+            if method == hot::DELIVER {
+                let channel = present(&mut self.channels, id)?;
+                delivery(channel, &mut self.out, args, props, body, sink)?;
+            } else {
+                let method = AnyMethod::decode(hot::BASIC, method, args)?;
+                self.content(id, method, props, body, sink)?;
+            }
         }
         if let Some(Some(channel)) = self.channels.get_mut(usize::from(id)) {
             channel.assembly = assembly;
@@ -88,8 +100,7 @@ impl Connection {
         Ok(0)
     }
 
-    /// A complete message.
-    #[inline]
+    /// A complete message that is no delivery.
     fn content(
         &mut self,
         id: u16,
@@ -100,36 +111,6 @@ impl Connection {
     ) -> Result<(), WireError> {
         let channel = present(&mut self.channels, id)?;
         match method {
-            AnyMethod::Deliver(deliver) => {
-                let key = DeliveryKey {
-                    channel: channel.key,
-                    tag: deliver.delivery_tag,
-                };
-                let Some(consumer) = channel.consumer_by_tag(deliver.consumer_tag) else {
-                    let detail =
-                        format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
-                    return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
-                };
-                let (consumer, no_ack, abandoned) =
-                    (consumer.key, consumer.no_ack, consumer.abandoned);
-                if !channel.unsettled.delivered(key.tag, !no_ack) {
-                    return Err(bad_tag(hot::DELIVER, key.tag));
-                }
-                if !abandoned {
-                    sink(Event::Delivery {
-                        consumer,
-                        key,
-                        deliver,
-                        props,
-                        body,
-                    });
-                } else if !no_ack {
-                    let back = Settle::Nack { requeue: true };
-                    channel
-                        .unsettled
-                        .settle(key.tag, back, id, self.out.lane(id));
-                }
-            }
             AnyMethod::GetOk(get) => {
                 let key = DeliveryKey {
                     channel: channel.key,
@@ -194,6 +175,7 @@ impl Connection {
             }
             // Only methods that a content follows begin one.
             AnyMethod::Publish(_)
+            | AnyMethod::Deliver(_)
             | AnyMethod::Ack(_)
             | AnyMethod::Nack(_)
             | AnyMethod::Reject(_)
@@ -221,8 +203,16 @@ impl Connection {
             return self.closing_channel_method(id, class, method, args, sink);
         }
         channel.assembly.method()?;
+        if (class, method) == (hot::BASIC, hot::DELIVER)
+            && let Some((props, body, used)) = content::whole(&splitter, id, max_body, rest)
+        {
+            let body = Cow::Borrowed(body);
+            delivery(channel, &mut self.out, args, props, body, sink)?;
+            return Ok(used);
+        }
         match AnyMethod::decode(class, method, args)? {
-            lead @ (AnyMethod::Deliver(_) | AnyMethod::GetOk(_) | AnyMethod::Return(_)) => {
+            AnyMethod::Deliver(_) => channel.assembly.begin(method, args)?,
+            lead @ (AnyMethod::GetOk(_) | AnyMethod::Return(_)) => {
                 let Some((props, body, used)) = content::whole(&splitter, id, max_body, rest)
                 else {
                     channel.assembly.begin(method, args)?;
@@ -324,7 +314,7 @@ impl Connection {
                     let ok = basic::AMQPMethod::CancelOk(basic::CancelOk { consumer_tag });
                     cold::put(self.out.lane(id), id, &Method::Basic(ok));
                 }
-                if let Some(entry) = channel.consumer_by_tag(cancel.consumer_tag.as_str()) {
+                if let Some(entry) = channel.consumers.by_tag(cancel.consumer_tag.as_str()) {
                     let (consumer, abandoned) = (entry.key, entry.abandoned);
                     channel.remove_consumer(consumer);
                     let channel = channel.key;
@@ -493,6 +483,72 @@ fn present(channels: &mut [Option<Box<Channel>>], id: u16) -> Result<&mut Channe
         let detail = format_args!("frame on channel {id}, which is not open");
         WireError::new(ReplyCode::CHANNEL_ERROR, detail)
     })
+}
+
+/// A complete delivery.
+#[inline]
+fn delivery(
+    channel: &mut Channel,
+    out: &mut Outbox,
+    args: &[u8],
+    props: Props<'_>,
+    body: Cow<'_, [u8]>,
+    sink: &mut Sink<'_>,
+) -> Result<(), WireError> {
+    let consumer = channel.consumers.last();
+    let like = Deliver {
+        consumer_tag: consumer.map_or("", |consumer| &consumer.tag),
+        delivery_tag: 0,
+        redelivered: false,
+        exchange: &channel.last_exchange,
+        routing_key: &channel.last_key,
+    };
+    let deliver = Deliver::decode_like(args, like)?;
+    let is_like = std::ptr::eq(deliver.consumer_tag, like.consumer_tag)
+        && std::ptr::eq(deliver.exchange, like.exchange)
+        && std::ptr::eq(deliver.routing_key, like.routing_key);
+    if is_like && let Some(consumer) = consumer {
+        let (key, unsettled) = (channel.key, &mut channel.unsettled);
+        return hand_out(key, consumer, unsettled, out, deliver, props, body, sink);
+    }
+    let deliver = Deliver::decode(args)?;
+    deliver.exchange.clone_into(&mut channel.last_exchange);
+    deliver.routing_key.clone_into(&mut channel.last_key);
+    let Some(consumer) = channel.consumers.by_tag(deliver.consumer_tag) else {
+        let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
+        return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+    };
+    let (key, unsettled) = (channel.key, &mut channel.unsettled);
+    hand_out(key, consumer, unsettled, out, deliver, props, body, sink)
+}
+
+fn hand_out(
+    channel: ChannelKey,
+    consumer: &Consumer,
+    unsettled: &mut Unsettled,
+    out: &mut Outbox,
+    deliver: Deliver<'_>,
+    props: Props<'_>,
+    body: Cow<'_, [u8]>,
+    sink: &mut Sink<'_>,
+) -> Result<(), WireError> {
+    let tag = deliver.delivery_tag;
+    if !unsettled.delivered(tag, !consumer.no_ack) {
+        return Err(bad_tag(hot::DELIVER, tag));
+    }
+    if !consumer.abandoned {
+        sink(Event::Delivery {
+            consumer: consumer.key,
+            key: DeliveryKey { channel, tag },
+            deliver,
+            props,
+            body,
+        });
+    } else if !consumer.no_ack {
+        let back = Settle::Nack { requeue: true };
+        unsettled.settle(tag, back, channel.id, out.lane(channel.id));
+    }
+    Ok(())
 }
 
 /// The broker's answer to publishings.

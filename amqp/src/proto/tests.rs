@@ -1129,6 +1129,121 @@ fn a_message_that_cannot_be_sent_leaves_no_byte_and_no_slot() {
     );
 }
 
+#[test]
+fn whatever_the_last_message_was_the_next_has_its_own_method_and_is_kept_as_it_was_sent() {
+    let (mut rig, key) = Rig::with_channel();
+    rig.confirms(key);
+    rig.sent_bytes();
+    let (long, max) = ("k".repeat(256), rig.conn.splitter.max_payload());
+    let to = |exchange, routing_key, mandatory, immediate| Publish {
+        exchange,
+        routing_key,
+        mandatory,
+        immediate,
+    };
+    let (mut kept, mut expected) = (b"of before".to_vec(), Vec::new());
+    for publish in [
+        to("", "q", false, false),
+        to("", "q", false, false),
+        to("x", "q", false, false),
+        to("x", "r", false, false),
+        to("x", "r", true, false),
+        to("x", &long, true, false),
+        to("x", "r", true, false),
+        to("x", "r", true, true),
+        to("xr", "", true, true),
+        to("", "xr", true, true),
+        to("", "", false, false),
+        to("", "", false, false),
+    ] {
+        for body in [&b"body"[..], b""] {
+            let (props, mut alone) = (&[0x10, 0, 2][..], Vec::new());
+            let is_good = publish.put(&mut alone, key.id(), props, body, max).is_ok();
+            let published = rig
+                .conn
+                .publish_keeping(key, &publish, props, body, &mut kept);
+            assert_eq!(published.is_ok(), is_good, "{publish:?}");
+            if is_good {
+                assert_eq!(kept, alone, "{publish:?}");
+            }
+            expected.append(&mut alone);
+        }
+    }
+    assert_eq!(rig.sent_bytes(), expected);
+}
+
+#[test]
+fn deliveries_with_other_names_than_the_last_are_told_with_their_own() {
+    let (mut rig, key) = Rig::with_channel();
+    for tag in ["a", "b"] {
+        let consume = basic::Consume {
+            queue: "q".into(),
+            consumer_tag: tag.into(),
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            nowait: false,
+            arguments: Default::default(),
+        };
+        rig.conn.consume(key, consume).unwrap();
+    }
+    let names = [
+        ("a", "x", "k"),
+        ("a", "x", "k"),
+        ("b", "x", "k"),
+        ("b", "", "k"),
+        ("b", "", "k"),
+        ("a", "", ""),
+        ("b", "k", "x"),
+    ];
+    let mut bytes = Vec::new();
+    for (tag, (consumer_tag, exchange, routing_key)) in (1..).zip(names) {
+        let deliver = Deliver {
+            consumer_tag,
+            delivery_tag: tag,
+            redelivered: false,
+            exchange,
+            routing_key,
+        };
+        deliver.put(&mut bytes, key.id());
+        put_content(&mut bytes, key.id(), Props::EMPTY.as_bytes(), b"", 1);
+    }
+    let (mut seen, mut consumers) = (Vec::new(), Vec::new());
+    let mut note = |event: Event<'_>| {
+        if let Event::Delivery {
+            consumer, deliver, ..
+        } = event
+        {
+            let [exchange, key] = [deliver.exchange, deliver.routing_key].map(str::to_owned);
+            seen.push((deliver.consumer_tag.to_owned(), exchange, key));
+            consumers.push(consumer);
+        }
+    };
+    assert_eq!(rig.conn.feed(&bytes, rig.now, &mut note), bytes.len());
+    let owned = names.map(|(tag, x, k)| (tag.to_owned(), x.to_owned(), k.to_owned()));
+    assert_eq!(seen, owned);
+    let [a, b] = [consumers[0], consumers[2]];
+    assert_ne!(a, b);
+    assert_eq!(consumers, [a, a, b, b, b, a, b]);
+    // What is no UTF-8 is refused, whatever was good before.
+    let mut bad = Vec::new();
+    let deliver = Deliver {
+        consumer_tag: "b",
+        delivery_tag: 8,
+        redelivered: false,
+        exchange: "k",
+        routing_key: "x",
+    };
+    deliver.put(&mut bad, key.id());
+    let at = bad.len() - 2;
+    bad[at] = 0xff;
+    put_content(&mut bad, key.id(), Props::EMPTY.as_bytes(), b"", 1);
+    let mut down = false;
+    let mut note = |event: Event<'_>| down |= matches!(event, Event::Down(_));
+    rig.conn.feed(&bad, rig.now, &mut note);
+    assert!(down);
+}
+
 /// Accepts: amqp/R37
 #[test]
 fn channel_numbers_are_used_again_lowest_first_and_only_as_many_as_agreed() {

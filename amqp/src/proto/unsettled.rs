@@ -49,8 +49,21 @@ impl<T> Slots<T> {
     /// Takes out one value; `None` if the tag was never given or has been taken.
     #[inline]
     pub fn take(&mut self, tag: u64) -> Option<T> {
+        if tag == self.first {
+            return self.take_first();
+        }
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
         let value = self.slots.get_mut(index)?.take()?;
+        self.live -= 1;
+        Some(value)
+    }
+
+    /// Takes out the oldest value, and the holes behind it.
+    #[inline]
+    fn take_first(&mut self) -> Option<T> {
+        // Never a hole: `take` leaves none in front, and `skip` makes none there.
+        let value = self.slots.pop_front()??;
+        self.first += 1;
         self.live -= 1;
         while let Some(None) = self.slots.front() {
             self.slots.pop_front();
@@ -62,11 +75,11 @@ impl<T> Slots<T> {
     /// Takes out the first value if its tag is `tag` or less; call until `None` for AMQP's `multiple`.
     #[inline]
     pub fn take_first_through(&mut self, tag: u64) -> Option<(u64, T)> {
-        let (first, _) = self.front()?;
+        let first = self.first;
         if first > tag {
             return None;
         }
-        self.take(first).map(|value| (first, value))
+        self.take_first().map(|value| (first, value))
     }
 
     /// The oldest value.
@@ -112,6 +125,57 @@ impl<T> Default for Slots<T> {
     }
 }
 
+/// For how long what waits in [`Slots`] has been there, without a note for each: of what came between two looks it is known that it
+/// was there at the second.
+#[derive(Debug, Default)]
+pub(crate) struct Ages {
+    /// When all tags below some were there already, oldest first.
+    marks: VecDeque<(u64, Instant)>,
+}
+
+impl Ages {
+    const MOST_MARKS: usize = 64;
+
+    /// To be called from time to time: the oldest tag that waits, if any does, and the one that comes next.
+    pub(crate) fn look(&mut self, oldest: Option<u64>, next: u64, now: Instant) {
+        let Some(oldest) = oldest else {
+            self.marks.clear();
+            return;
+        };
+        if self.marks.back().is_none_or(|&(before, _)| before < next) {
+            if self.marks.len() >= Self::MOST_MARKS {
+                // Every other one: ages are guessed younger, by twice as much at most.
+                let mut keep = false;
+                self.marks.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+            }
+            self.marks.push_back((next, now));
+        }
+        while self
+            .marks
+            .front()
+            .is_some_and(|&(before, _)| before <= oldest)
+        {
+            self.marks.pop_front();
+        }
+    }
+
+    /// For how long the oldest has been there, at least.
+    pub(crate) fn oldest(&self, now: Instant) -> Option<Duration> {
+        let &(_, seen) = self.marks.front()?;
+        Some(now.saturating_duration_since(seen))
+    }
+
+    /// The first tag that has not been there for `limit`, if one before it has.
+    pub(crate) fn older_than(&self, limit: Duration, now: Instant) -> Option<u64> {
+        let is_old = |&&(_, seen): &&(u64, Instant)| now.saturating_duration_since(seen) >= limit;
+        let mark = self.marks.iter().take_while(is_old).last();
+        mark.map(|&(before, _)| before)
+    }
+}
+
 /// What a consumer does with a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settle {
@@ -139,13 +203,10 @@ pub struct Unsettled {
     slots: Slots<Held>,
     /// Tags of slots that are [`Held::Acked`], in the order of the calls.
     acked: Vec<u64>,
-    /// When all tags below some were here already.
-    marks: VecDeque<(u64, Instant)>,
+    ages: Ages,
     /// The last that [`Unsettled::overdue`] has told of.
     told: u64,
 }
-
-const MOST_MARKS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
@@ -158,6 +219,7 @@ impl Unsettled {
     ///
     /// One that needs no ack may use up its tag or not: RabbitMQ gives a direct reply the tag that the next delivery will have.
     #[must_use]
+    #[inline]
     pub fn delivered(&mut self, tag: u64, needs_ack: bool) -> bool {
         if self.last_is_settled && tag == self.slots.next_tag() + 1 {
             self.slots.skip();
@@ -257,31 +319,9 @@ impl Unsettled {
     /// A delivery that has been unsettled for `limit` at least, and for how long: the oldest, once. To be asked from time to time: what came
     /// between two calls counts from the second, so that nothing need be noted for a delivery.
     pub fn overdue(&mut self, now: Instant, limit: Duration) -> Option<(u64, Duration)> {
-        let next = self.slots.next_tag();
-        let Some((oldest, _)) = self.slots.front() else {
-            self.marks.clear();
-            return None;
-        };
-        if self.marks.back().is_none_or(|&(before, _)| before < next) {
-            if self.marks.len() >= MOST_MARKS {
-                // Every other one: ages are guessed younger, by twice as much at most.
-                let mut keep = false;
-                self.marks.retain(|_| {
-                    keep = !keep;
-                    keep
-                });
-            }
-            self.marks.push_back((next, now));
-        }
-        while self
-            .marks
-            .front()
-            .is_some_and(|&(before, _)| before <= oldest)
-        {
-            self.marks.pop_front();
-        }
-        let &(_, seen) = self.marks.front()?;
-        let held = now.saturating_duration_since(seen);
+        let oldest = self.slots.front().map(|(tag, _)| tag);
+        self.ages.look(oldest, self.slots.next_tag(), now);
+        let (oldest, held) = (oldest?, self.ages.oldest(now)?);
         if held < limit || oldest <= self.told {
             return None;
         }
@@ -453,10 +493,10 @@ mod tests {
             assert!(unsettled.delivered(unsettled.slots.next_tag(), true));
             unsettled.overdue(at(secs), limit);
         }
-        assert!(unsettled.marks.len() <= MOST_MARKS);
+        assert!(unsettled.ages.marks.len() <= Ages::MOST_MARKS);
         unsettled.recovered();
         assert_eq!(unsettled.overdue(at(100_000), limit), None);
-        assert!(unsettled.marks.is_empty());
+        assert!(unsettled.ages.marks.is_empty());
     }
 
     proptest::proptest! {

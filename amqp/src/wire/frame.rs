@@ -230,8 +230,12 @@ pub fn put_heartbeat(out: &mut Vec<u8>) {
 #[inline]
 pub fn put_content(out: &mut Vec<u8>, channel: u16, props: &[u8], body: &[u8], max_payload: usize) {
     put_content_header(out, channel, props, body.len() as u64);
-    for piece in body.chunks(max_payload) {
-        put_body(out, channel, piece);
+    if (1..=max_payload).contains(&body.len()) {
+        put_body(out, channel, body);
+    } else {
+        for piece in body.chunks(max_payload) {
+            put_body(out, channel, piece);
+        }
     }
 }
 

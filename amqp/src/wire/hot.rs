@@ -194,11 +194,30 @@ impl<'a> Publish<'a> {
         Ok(())
     }
 
+    /// Appends the method alone: it is the same for all messages to one place.
+    ///
+    /// # Errors
+    /// Names that are no short strings; nothing has been written then.
+    pub(crate) fn put_method_alone(
+        &self,
+        out: &mut Vec<u8>,
+        channel: u16,
+    ) -> Result<(), EncodeError> {
+        self.check_names()?;
+        self.put_method(out, channel);
+        Ok(())
+    }
+
     #[inline]
     fn check(&self, props: &[u8], max_payload: usize) -> Result<(), EncodeError> {
-        check_short("exchange", self.exchange)?;
-        check_short("routing key", self.routing_key)?;
+        self.check_names()?;
         check_header_size(props, max_payload)
+    }
+
+    #[inline]
+    fn check_names(&self) -> Result<(), EncodeError> {
+        check_short("exchange", self.exchange)?;
+        check_short("routing key", self.routing_key)
     }
 
     #[inline(always)] // large bodies have a call of their own, which must not cost the small ones theirs
@@ -227,6 +246,24 @@ impl<'a> Deliver<'a> {
                 redelivered: c.u8().ok_or(Fault::Truncated)? & 1 != 0,
                 exchange: c.short_str()?,
                 routing_key: c.short_str()?,
+            })
+        })
+    }
+
+    /// As [`Deliver::decode`]. Names that are those of `like`, the last delivery perhaps, are borrowed from there: then nobody has to look
+    /// again whether they are UTF-8, which is a tenth of what a delivery costs.
+    ///
+    /// # Errors
+    /// As [`Deliver::decode`].
+    #[inline]
+    pub fn decode_like(args: &'a [u8], like: Self) -> Result<Self, WireError> {
+        decode(DELIVER, args, |c| {
+            Ok(Self {
+                consumer_tag: c.short_str_like(like.consumer_tag)?,
+                delivery_tag: c.u64().ok_or(Fault::Truncated)?,
+                redelivered: c.u8().ok_or(Fault::Truncated)? & 1 != 0,
+                exchange: c.short_str_like(like.exchange)?,
+                routing_key: c.short_str_like(like.routing_key)?,
             })
         })
     }

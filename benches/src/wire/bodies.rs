@@ -1,7 +1,7 @@
 //! Large messages, published and consumed at once on two connections.
 
 use super::ours::{Ours, on_kernel};
-use super::{Meter, PER_MESSAGE};
+use super::{Meter, PER_MESSAGE, measured};
 use crate::harness::{Bench, Error, Sample};
 use amqp::client::Message;
 
@@ -34,19 +34,19 @@ async fn ours() -> Result<Sample, Error> {
     let to = queue.clone();
     let publishing = kernel::spawn(async move {
         let body = vec![b'x'; BODY];
-        for _ in 0..MESSAGES {
+        for _ in 0..measured(MESSAGES) {
             let message = Message::new(&body).key(&to);
             sender.channel.publish(message).await?;
         }
         Ok::<_, amqp::client::Error>(sender)
     });
-    for _ in 0..MESSAGES {
+    for _ in 0..measured(MESSAGES) {
         let delivery = deliveries.next().await?.ok_or("the consumer ended")?;
         assert_eq!(delivery.body().len(), BODY);
         delivery.ack();
     }
     receiver.barrier(&queue).await?;
-    let sample = meter.stop(MESSAGES);
+    let sample = meter.stop(measured(MESSAGES));
     publishing.join().await??;
     receiver.delete(&queue).await?;
     sample
@@ -82,7 +82,7 @@ mod peers {
         let to = queue.clone();
         let publishing = tokio::spawn(async move {
             let body = vec![b'x'; BODY];
-            for _ in 0..MESSAGES {
+            for _ in 0..measured(MESSAGES) {
                 let options = BasicPublishOptions::default();
                 let properties = ::lapin::BasicProperties::default();
                 sender
@@ -92,13 +92,13 @@ mod peers {
             }
             Ok::<_, ::lapin::Error>(sender)
         });
-        for _ in 0..MESSAGES {
+        for _ in 0..measured(MESSAGES) {
             let delivery = consumer.next().await.ok_or("the consumer ended")??;
             assert_eq!(delivery.data.len(), BODY);
             delivery.ack(BasicAckOptions::default()).await?;
         }
         receiver.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         publishing.await??;
         receiver.delete(&queue).await?;
         sample
@@ -114,7 +114,7 @@ mod peers {
         let (_tag, mut deliveries) = receiver.channel.basic_consume_rx(arguments).await?;
         let to = BasicPublishArguments::new("", &queue);
         let publishing = tokio::spawn(async move {
-            for _ in 0..MESSAGES {
+            for _ in 0..measured(MESSAGES) {
                 // It takes the body by value, so a sender that keeps it must copy.
                 let body = vec![b'x'; BODY];
                 sender
@@ -124,7 +124,7 @@ mod peers {
             }
             Ok::<_, ::amqprs::error::Error>(sender)
         });
-        for _ in 0..MESSAGES {
+        for _ in 0..measured(MESSAGES) {
             let message = deliveries.recv().await.ok_or("the consumer ended")?;
             assert_eq!(message.content.map(|body| body.len()), Some(BODY));
             let tag = message.deliver.ok_or("not a delivery")?.delivery_tag();
@@ -134,7 +134,7 @@ mod peers {
                 .await?;
         }
         receiver.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         publishing.await??;
         receiver.delete(&queue).await?;
         sample

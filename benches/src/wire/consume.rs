@@ -2,7 +2,7 @@
 
 use super::ours::{Ours, on_kernel};
 use super::publish::ours_fill;
-use super::{Meter, PER_MESSAGE};
+use super::{Meter, PER_MESSAGE, measured, prepared};
 use crate::harness::{Bench, Error, Sample};
 
 const MESSAGES: u64 = 50_000;
@@ -50,13 +50,13 @@ pub(super) fn acking_many() -> Bench {
 async fn ours(together: usize) -> Result<Sample, Error> {
     let client = Ours::connect().await?;
     let queue = client.declare("consume").await?;
-    ours_fill(&client, &queue, MESSAGES).await?;
+    ours_fill(&client, &queue, prepared(MESSAGES)).await?;
     client.barrier(&queue).await?;
     let meter = Meter::start()?;
     let consume = client.channel.consume(&queue).prefetch(PREFETCH);
     let mut deliveries = consume.start().await?;
     let mut held = Vec::with_capacity(together);
-    for _ in 0..MESSAGES {
+    for _ in 0..measured(MESSAGES) {
         held.push(deliveries.next().await?.ok_or("the consumer ended")?);
         if held.len() == together {
             for delivery in held.drain(..) {
@@ -65,7 +65,7 @@ async fn ours(together: usize) -> Result<Sample, Error> {
         }
     }
     client.barrier(&queue).await?;
-    let sample = meter.stop(MESSAGES);
+    let sample = meter.stop(measured(MESSAGES));
     client.delete(&queue).await?;
     sample
 }
@@ -87,7 +87,7 @@ mod peers {
     async fn lapin_consumer() -> Result<(Lapin, String, Meter, Consumer)> {
         let client = Lapin::connect().await?;
         let queue = client.declare("consume").await?;
-        lapin_fill(&client, &queue, MESSAGES).await?;
+        lapin_fill(&client, &queue, prepared(MESSAGES)).await?;
         client.barrier(&queue).await?;
         client
             .channel
@@ -105,7 +105,7 @@ mod peers {
     /// Acks every `every`th delivery, with `multiple` if that is more than one.
     pub(super) async fn lapin(every: u64) -> Result<Sample> {
         let (client, queue, meter, mut consumer) = lapin_consumer().await?;
-        for n in 1..=MESSAGES {
+        for n in 1..=measured(MESSAGES) {
             let delivery = consumer.next().await.ok_or("the consumer ended")??;
             if n % every == 0 {
                 let multiple = every > 1;
@@ -113,7 +113,7 @@ mod peers {
             }
         }
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -122,14 +122,14 @@ mod peers {
     pub(super) async fn lapin_joined() -> Result<Sample> {
         let (client, queue, meter, consumer) = lapin_consumer().await?;
         consumer
-            .take(MESSAGES as usize)
+            .take(measured(MESSAGES) as usize)
             .try_for_each_concurrent(100, async |delivery| {
                 delivery.ack(BasicAckOptions::default()).await?;
                 Ok(())
             })
             .await?;
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -138,14 +138,14 @@ mod peers {
     pub(super) async fn amqprs(every: u64) -> Result<Sample> {
         let client = Amqprs::connect().await?;
         let queue = client.declare("consume").await?;
-        amqprs_fill(&client, &queue, MESSAGES).await?;
+        amqprs_fill(&client, &queue, prepared(MESSAGES)).await?;
         client.barrier(&queue).await?;
         let qos = BasicQosArguments::new(0, PREFETCH, false);
         client.channel.basic_qos(qos).await?;
         let meter = Meter::start()?;
         let arguments = BasicConsumeArguments::new(&queue, "consumer");
         let (_tag, mut deliveries) = client.channel.basic_consume_rx(arguments).await?;
-        for n in 1..=MESSAGES {
+        for n in 1..=measured(MESSAGES) {
             let message = deliveries.recv().await.ok_or("the consumer ended")?;
             if n % every == 0 {
                 let tag = message.deliver.ok_or("not a delivery")?.delivery_tag();
@@ -154,7 +154,7 @@ mod peers {
             }
         }
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }

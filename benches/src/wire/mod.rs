@@ -16,7 +16,7 @@ mod rpc;
 pub(crate) use broker::Broker;
 pub(crate) use ours::{Ours, on_kernel};
 
-use crate::harness::{Bench, Better, Error, Figure, Sample, cpu_time};
+use crate::harness::{Bench, Better, Error, Figure, MOST_LAPS, Sample, cpu_time, laps_to_count};
 use crate::load::cpu_of;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,19 @@ fn queue_name(role: &str) -> String {
 
 /// What the small messages carry.
 const BODY: [u8; 100] = [b'x'; 100];
+
+/// How many operations to do: `usual`, or, where instructions are being counted, as the laps say.
+fn measured(usual: u64) -> u64 {
+    laps_to_count().map_or(usual, |laps| laps * (usual / LAPS))
+}
+
+/// As many as the longest run needs, so that what comes before the measured ones costs all runs the same.
+fn prepared(usual: u64) -> u64 {
+    laps_to_count().map_or(usual, |_| MOST_LAPS * (usual / LAPS))
+}
+
+/// What is measured by the clock is cut into so many where instructions are counted.
+const LAPS: u64 = 20;
 
 const PER_MESSAGE: &[Figure] = &[
     Figure {
@@ -88,6 +101,7 @@ impl Meter {
         let mut sample = Sample::from([
             ("cpu_us".into(), client.as_secs_f64() * 1e6 / n),
             ("rate".into(), n / wall.as_secs_f64()),
+            ("operations".into(), n),
         ]);
         if let Some((pid, before)) = self.broker {
             let broker = cpu_of(pid)? - before;

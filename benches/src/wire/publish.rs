@@ -1,7 +1,7 @@
 //! Small messages on their way to the broker.
 
 use super::ours::{Ours, on_kernel};
-use super::{BODY, Meter, PER_MESSAGE};
+use super::{BODY, Meter, PER_MESSAGE, measured};
 use crate::harness::{Bench, Error, Sample};
 use amqp::client::{Confirm, Message, PublisherOptions};
 use std::collections::VecDeque;
@@ -54,9 +54,9 @@ async fn ours() -> Result<Sample, Error> {
     let client = Ours::connect().await?;
     let queue = client.declare("publish").await?;
     let meter = Meter::start()?;
-    ours_fill(&client, &queue, MESSAGES).await?;
+    ours_fill(&client, &queue, measured(MESSAGES)).await?;
     client.barrier(&queue).await?;
-    let sample = meter.stop(MESSAGES);
+    let sample = meter.stop(measured(MESSAGES));
     client.delete(&queue).await?;
     sample
 }
@@ -82,7 +82,7 @@ async fn ours_confirmed() -> Result<Sample, Error> {
     let publisher = client.connection.publisher(options).await?;
     let mut window: VecDeque<Confirm> = VecDeque::new();
     let meter = Meter::start()?;
-    for _ in 0..MESSAGES {
+    for _ in 0..measured(MESSAGES) {
         if window.len() as u64 == WINDOW {
             let oldest = window.pop_front().expect("the window is not empty");
             oldest.await?;
@@ -93,7 +93,7 @@ async fn ours_confirmed() -> Result<Sample, Error> {
     for confirm in window {
         confirm.await?;
     }
-    let sample = meter.stop(MESSAGES);
+    let sample = meter.stop(measured(MESSAGES));
     client.delete(&queue).await?;
     sample
 }
@@ -129,11 +129,11 @@ pub(super) mod peers {
         let client = Lapin::connect().await?;
         let queue = client.declare("publish").await?;
         let meter = Meter::start()?;
-        for _ in 0..MESSAGES {
+        for _ in 0..measured(MESSAGES) {
             lapin_publish(&client, &queue).await?;
         }
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -142,9 +142,9 @@ pub(super) mod peers {
         let client = Lapin::connect().await?;
         let queue = client.declare("publish").await?;
         let meter = Meter::start()?;
-        lapin_fill(&client, &queue, MESSAGES).await?;
+        lapin_fill(&client, &queue, measured(MESSAGES)).await?;
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -170,7 +170,7 @@ pub(super) mod peers {
             .await?;
         let mut window = VecDeque::new();
         let meter = Meter::start()?;
-        for _ in 0..MESSAGES {
+        for _ in 0..measured(MESSAGES) {
             if window.len() as u64 == WINDOW {
                 oldest_confirmed(&mut window).await?;
             }
@@ -179,7 +179,7 @@ pub(super) mod peers {
         while !window.is_empty() {
             oldest_confirmed(&mut window).await?;
         }
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -193,7 +193,7 @@ pub(super) mod peers {
             .await?;
         let mut window = VecDeque::new();
         let meter = Meter::start()?;
-        for _ in 0..MESSAGES / JOINED as u64 {
+        for _ in 0..measured(MESSAGES) / JOINED as u64 {
             while window.len() + JOINED > WINDOW as usize {
                 oldest_confirmed(&mut window).await?;
             }
@@ -203,7 +203,7 @@ pub(super) mod peers {
         while !window.is_empty() {
             oldest_confirmed(&mut window).await?;
         }
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -230,9 +230,9 @@ pub(super) mod peers {
         let client = Amqprs::connect().await?;
         let queue = client.declare("publish").await?;
         let meter = Meter::start()?;
-        amqprs_fill(&client, &queue, MESSAGES).await?;
+        amqprs_fill(&client, &queue, measured(MESSAGES)).await?;
         client.barrier(&queue).await?;
-        let sample = meter.stop(MESSAGES);
+        let sample = meter.stop(measured(MESSAGES));
         client.delete(&queue).await?;
         sample
     }
@@ -265,7 +265,8 @@ pub(super) mod peers {
             .await?;
         let arguments = BasicPublishArguments::new("", &queue);
         let meter = Meter::start()?;
-        for sent in 0..MESSAGES {
+        let all = measured(MESSAGES);
+        for sent in 0..all {
             // Looks before it waits: most of the time there is room.
             if *confirmed.borrow() + WINDOW <= sent {
                 confirmed
@@ -274,10 +275,8 @@ pub(super) mod peers {
             }
             amqprs_publish(&client, &arguments).await?;
         }
-        confirmed
-            .wait_for(|confirmed| *confirmed == MESSAGES)
-            .await?;
-        let sample = meter.stop(MESSAGES);
+        confirmed.wait_for(|confirmed| *confirmed == all).await?;
+        let sample = meter.stop(all);
         client.delete(&queue).await?;
         sample
     }

@@ -1,7 +1,7 @@
 //! A question and its answer over two queues and two connections, one at a time.
 
 use super::ours::{Ours, on_kernel};
-use super::{BODY, Meter};
+use super::{BODY, Meter, measured};
 use crate::harness::{Bench, Better, Error, Figure, Sample};
 use amqp::client::{Cap, Consumer, Message};
 use amqp::wire::Properties;
@@ -62,7 +62,7 @@ async fn ours() -> Result<Sample, Error> {
     let mut answered = ours_consumer(&caller, &answers).await?;
     let mut asked = ours_consumer(&callee, &questions).await?;
     let answering = kernel::spawn(async move {
-        for _ in 0..WARM_UP + CALLS {
+        for _ in 0..WARM_UP + measured(CALLS) {
             let question = asked.next().await?.ok_or("the consumer ended")?;
             let to = question.props().reply_to().ok_or("no reply_to")?;
             let properties = Properties {
@@ -79,7 +79,7 @@ async fn ours() -> Result<Sample, Error> {
     });
     let mut calls = Vec::with_capacity(CALLS as usize);
     let mut meter = Meter::start()?;
-    for n in 0..WARM_UP + CALLS {
+    for n in 0..WARM_UP + measured(CALLS) {
         if n == WARM_UP {
             meter = Meter::start()?;
         }
@@ -140,7 +140,7 @@ mod peers {
         let mut answered = lapin_consumer(&caller, &answers).await?;
         let mut asked = lapin_consumer(&callee, &questions).await?;
         let answering = tokio::spawn(async move {
-            for _ in 0..WARM_UP + CALLS {
+            for _ in 0..WARM_UP + measured(CALLS) {
                 let question = asked.next().await.ok_or("the consumer ended")??;
                 let to = question
                     .properties
@@ -157,7 +157,7 @@ mod peers {
         });
         let mut calls = Vec::with_capacity(CALLS as usize);
         let mut meter = Meter::start()?;
-        for n in 0..WARM_UP + CALLS {
+        for n in 0..WARM_UP + measured(CALLS) {
             if n == WARM_UP {
                 meter = Meter::start()?;
             }
@@ -214,7 +214,7 @@ mod peers {
         let mut answered = amqprs_consumer(&caller, &answers).await?;
         let mut asked = amqprs_consumer(&callee, &questions).await?;
         let answering = tokio::spawn(async move {
-            for _ in 0..WARM_UP + CALLS {
+            for _ in 0..WARM_UP + measured(CALLS) {
                 let question = asked.recv().await.ok_or("the consumer ended")?;
                 let about = question.basic_properties.ok_or("no properties")?;
                 let to = about.reply_to().ok_or("no reply_to")?;
@@ -234,7 +234,7 @@ mod peers {
         let arguments = BasicPublishArguments::new("", &questions);
         let mut calls = Vec::with_capacity(CALLS as usize);
         let mut meter = Meter::start()?;
-        for n in 0..WARM_UP + CALLS {
+        for n in 0..WARM_UP + measured(CALLS) {
             if n == WARM_UP {
                 meter = Meter::start()?;
             }

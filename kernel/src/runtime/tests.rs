@@ -106,9 +106,6 @@ fn nothing_is_left_of_waits_that_ended_timed_out_or_lost_a_race() {
                 let _ = timeout_after(s(1), sleep(s(2))).await;
                 let _ = timeout_after(s(2), timeout_after(s(9), sleep(s(5)))).await;
                 ignore_after(s(9), sleep(s(1))).await.unwrap();
-                timeout_after(None, async { Ok::<_, Interrupt>(()) })
-                    .await
-                    .unwrap();
                 select(sleep(s(1)), sleep(s(2))).await;
                 shield(sleep(s(1))).await.unwrap();
                 crate::drop_after(s(1), pending::<()>()).await;
@@ -203,6 +200,25 @@ fn a_slot_that_is_retired_while_queued_is_free_after_its_pop() {
             .unwrap();
     }
     assert!(kernel.core.state.borrow().tasks.capacity() <= 3);
+    assert_clean(&kernel);
+}
+
+#[test]
+fn a_block_without_a_deadline_arms_no_timer() {
+    let armed = || with_current(|core| core.unwrap().state.borrow().wheel.len());
+    let block = timeout_after(None, async { Ok::<_, Interrupt>(armed()) });
+    assert_eq!(kernel().run(block).unwrap(), Ok(0));
+}
+
+#[test]
+fn nothing_is_left_of_a_socket_that_was_dropped() {
+    let mut kernel = kernel();
+    let main = async {
+        let (ours, _theirs) = crate::net::UnixStream::pair().unwrap();
+        let late = timeout_after(s(1), async { ours.read(&mut [0]).await });
+        assert!(late.await.is_err());
+    };
+    kernel.run(main).unwrap();
     assert_clean(&kernel);
 }
 

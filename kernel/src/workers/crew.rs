@@ -556,7 +556,7 @@ mod loom_tests {
     /// While main waits for the helper that does not come, the one thread may fall asleep, and the other caller leave its call to that helper.
     #[test]
     fn loom_when_no_helper_can_be_started_the_others_make_all_calls() {
-        model(2, || {
+        model(3, || {
             let pool = Pool::with_threads(2, 1);
             let release = Arc::new(Parker::new());
             let long = pool.submit({

@@ -213,8 +213,8 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
         let mut given_up = Box::pin(future_wait(|completer| late = Some(completer)));
         assert!(futures::poll!(&mut given_up).is_pending());
         drop(given_up);
-        let mut next = None;
-        let mut waiting = Box::pin(future_wait(|completer| next = Some(completer)));
+        let next = Cell::new(None);
+        let mut waiting = Box::pin(future_wait(|completer| next.set(Some(completer))));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(late);
         sleep(ms(1)).await.unwrap();
@@ -222,7 +222,7 @@ fn an_answer_from_another_thread_resumes_the_task_and_a_late_one_is_discarded() 
             futures::poll!(&mut waiting).is_pending(),
             "it has the place"
         );
-        drop(next);
+        drop(next.take());
         waiting.await.unwrap();
 
         // A thread that goes without an answer answers all the same; so does one that is quicker than the wait.
@@ -403,6 +403,22 @@ fn a_source_can_be_told_from_anywhere_that_it_is_empty() {
         assert!(kernel.run(again).unwrap().is_err());
         assert_eq!(calls.get(), 0, "it would block, as {by} task says");
     }
+}
+
+#[test]
+fn releasing_a_source_tells_whoever_waits_for_it() {
+    use kernel::traps::{Direction, Source};
+
+    run(async {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let source = Source::new(&ours);
+        let read = source.ready_op(Direction::Read, || (&ours).read(&mut [0]));
+        let release = async { source.release() };
+        let (outcome, ()) = join(read, release).await;
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NotConnected);
+        assert_eq!(io_waiting(&ours), (None, None));
+    });
 }
 
 /// Whoever never has to wait lets others run all the same.
