@@ -169,6 +169,7 @@ impl Ages {
     }
 
     /// The first tag that has not been there for `limit`, if one before it has.
+    #[cfg(feature = "client")]
     pub(crate) fn older_than(&self, limit: Duration, now: Instant) -> Option<u64> {
         let is_old = |&&(_, seen): &&(u64, Instant)| now.saturating_duration_since(seen) >= limit;
         let mark = self.marks.iter().take_while(is_old).last();

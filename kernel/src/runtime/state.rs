@@ -42,10 +42,10 @@ pub(crate) struct State {
     pub(crate) current: u32,
     /// The scope whose block is being polled.
     pub(super) scope: u32,
-    /// What is pending for the current task is held back by a shield, so that it may block all the same.
-    pub(super) is_shielded: bool,
     /// Whose call is being polled: all its waits are said to be there.
     pub(super) caller: Option<&'static Location<'static>>,
+    /// What is pending for the current task is held back by a shield, so that it may block all the same.
+    pub(super) is_shielded: bool,
     /// Why tasks were cancelled, by slot.
     pub(super) reasons: HashMap<u32, Interrupt>,
     /// Joins without a node, by the slot of the task that waits.
