@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use amqp::client::{
-    self, Connection, ConnectionEvent, Error, Events, Message, Options, PublisherOptions, Recovery,
+    self, Channel, Connection, ConnectionEvent, Error, Events, Message, Options, Publisher,
+    PublisherOptions, Recovery,
 };
 use kernel::{Task, spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
@@ -253,47 +254,104 @@ fn a_byte_that_is_wrong_anywhere_hangs_and_breaks_nobody() {
     assert!(complaints.is_empty(), "{complaints:?}");
 }
 
-/// Accepts: amqp/R18
-#[test]
-fn a_confirm_that_a_wrong_length_has_swallowed_is_reported_while_heartbeats_go_on() {
-    let broker = Broker::under_test();
-    run(async {
+/// A publisher whose next answer will be the payload of a frame that is never whole, for a wrong length swallows all that follows.
+struct AboutToBeSwallowed {
+    connection: Connection,
+    channel: Channel,
+    queue: String,
+    publisher: Publisher,
+    proxy: Proxy,
+}
+
+impl AboutToBeSwallowed {
+    async fn start(broker: &Broker, heartbeat: u16) -> Result<Self, Error> {
         let proxy = Proxy::to(broker.address());
         let options = Options {
+            heartbeat: Some(heartbeat),
             rpc_timeout: Duration::from_secs(2),
             ..options()
         };
-        let url = broker.url_through(proxy.address());
-        let connection = client::connect(&url, options).await?;
-        let mut events = connection.events();
+        let connection = client::connect(&broker.url_through(proxy.address()), options).await?;
         let queue = unique("network");
         let channel = connection.channel().await?;
         channel.queue(&queue).durable().declare().await?;
-        let publisher = connection
-            .publisher(PublisherOptions {
-                confirm_timeout: Duration::from_secs(8),
-                ..PublisherOptions::default()
-            })
-            .await?;
-        let message = Message::new(b"x").key(&queue).mandatory();
-        publisher.send(message).await?;
-        // The third of four bytes of a length: whichever frame comes next has all that follows for its payload, heartbeats too.
-        proxy.corrupt_after(Direction::ToClient, 5);
-        let late = publisher.publish(message).await?;
+        let options = PublisherOptions {
+            confirm_timeout: Duration::from_secs(8),
+            ..PublisherOptions::default()
+        };
+        let publisher = connection.publisher(options).await?;
+        let scene = Self {
+            connection,
+            channel,
+            queue,
+            publisher,
+            proxy,
+        };
+        scene.publisher.send(scene.message()).await?;
+        // The third of four bytes of the next frame's length.
+        scene.proxy.corrupt_after(Direction::ToClient, 5);
+        Ok(scene)
+    }
+
+    fn message(&self) -> Message<'_> {
+        Message::new(b"x").key(&self.queue).mandatory()
+    }
+
+    /// There are so many messages in the queue.
+    async fn end(self, messages: u32) -> Result<(), Error> {
+        assert_eq!(self.channel.purge_queue(&self.queue).await?, messages);
+        self.channel.delete_queue(&self.queue).await?;
+        let _ = self.connection.close(PATIENCE).await?;
+        Ok(())
+    }
+}
+
+/// What the connection tells until it is there again.
+async fn until_recovered(events: &mut Events) -> Result<Vec<ConnectionEvent>, Error> {
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().await? {
+        let is_last = matches!(event, ConnectionEvent::Recovered { .. });
+        seen.push(event);
+        if is_last {
+            break;
+        }
+    }
+    Ok(seen)
+}
+
+#[test]
+fn heartbeats_that_a_wrong_length_has_swallowed_are_no_sign_of_life() {
+    let broker = Broker::under_test();
+    run(async {
+        let scene = AboutToBeSwallowed::start(&broker, 2).await?;
+        let mut events = scene.connection.events();
+        scene.publisher.send(scene.message()).await?;
+        let seen = until_recovered(&mut events).await?;
+        let is_lost = |event: &ConnectionEvent| match event {
+            ConnectionEvent::Lost(why) => why.to_string().contains("no sign of life"),
+            _ => false,
+        };
+        assert!(is_lost(&seen[0]), "{seen:?}");
+        // The server had the second twice.
+        scene.end(3).await
+    });
+}
+
+/// Accepts: amqp/R18
+#[test]
+fn a_confirm_that_a_wrong_length_has_swallowed_is_reported_where_there_are_no_heartbeats() {
+    let broker = Broker::under_test();
+    run(async {
+        let scene = AboutToBeSwallowed::start(&broker, 0).await?;
+        let mut events = scene.connection.events();
+        let late = scene.publisher.publish(scene.message()).await?;
         kernel::sleep(Duration::from_secs(5)).await?;
-        let young = publisher.publish(message).await?;
+        let young = scene.publisher.publish(scene.message()).await?;
         match late.await {
             Err(Error::Unconfirmed(why)) => assert!(why.to_string().contains("8 s"), "{why}"),
             other => panic!("{other:?}"),
         }
-        let mut seen = Vec::new();
-        while let Some(event) = events.next().await? {
-            let is_last = matches!(event, ConnectionEvent::Recovered { .. });
-            seen.push(event);
-            if is_last {
-                break;
-            }
-        }
+        let seen = until_recovered(&mut events).await?;
         let is_late = |event: &ConnectionEvent| match event {
             ConnectionEvent::ConfirmsLate { unconfirmed, .. } => *unconfirmed == 1,
             _ => false,
@@ -302,11 +360,8 @@ fn a_confirm_that_a_wrong_length_has_swallowed_is_reported_while_heartbeats_go_o
         // It was published again, on another connection, since nothing was understood on this one.
         assert!(matches!(seen[1], ConnectionEvent::Lost(_)), "{seen:?}");
         young.await?;
-        publisher.send(message).await?;
+        scene.publisher.send(scene.message()).await?;
         // The server had them all, and one of them twice.
-        assert_eq!(channel.purge_queue(&queue).await?, 5);
-        channel.delete_queue(&queue).await?;
-        let _ = connection.close(PATIENCE).await?;
-        Ok(())
+        scene.end(5).await
     });
 }
