@@ -462,7 +462,7 @@ def run_parts(run, parts, filters, node):
     if "unit" in parts:
         unit(run, cargo, filters)
         if not filters:
-            run.step("fuzz", [str(debug / "fuzz"), "--seconds", "20"])
+            run.step("fuzz", [str(debug / "fuzz"), "--seconds", "60"])
     # No broker is under test there: they start RabbitMQ nodes of their own.
     if "nodes" in parts:
         integration(run, "nodes", {}, [*(filters or ["nodes::"]), "--test-threads", "2"])
