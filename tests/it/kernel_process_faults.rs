@@ -277,7 +277,8 @@ fn at_any_stage() {
         (&[KILL], killed_at_once),
         (&["printf SWEE >&0", KILL], killed_at_once),
         (&[CALL, KILL], killed_at_once),
-        (&[HELLO, KILL], died),
+        // Without a byte of the call read, it may be gone before the call is sent: then it was never started.
+        (&[HELLO, "head -c 1 >/dev/null", KILL], died),
         (&[HELLO, CALL, KILL], died),
         (&[HELLO, CALL, r"printf '\0\0\0' >&0", KILL], died),
         (
