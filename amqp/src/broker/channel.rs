@@ -17,7 +17,6 @@ use crate::error::ReplyCode;
 use crate::proto::content::Content;
 use crate::proto::unsettled::Slots;
 use crate::wire::cold::{self, Method, access, basic, confirm, exchange, queue, short_text, tx};
-use crate::wire::frame::put_content;
 use crate::wire::props::Changes;
 use crate::wire::{Ack, Deliver, GetOk, Nack, Props, PropsBuf, Publish, Reject, Return, TableBuf};
 
@@ -295,13 +294,7 @@ impl Channel {
                 routing_key: &message.routing_key,
             }
             .put(scope.out, scope.number);
-            put_content(
-                scope.out,
-                scope.number,
-                message.props().as_bytes(),
-                message.body(),
-                scope.max_payload,
-            );
+            message.put_content(scope.out, scope.number, scope.max_payload);
         }
         let mut outcome = Enqueued::Taken;
         for &id in queues.iter() {
@@ -432,13 +425,7 @@ impl Channel {
             routing_key: &message.routing_key,
         }
         .put(out, consumer.channel);
-        put_content(
-            out,
-            consumer.channel,
-            message.props().as_bytes(),
-            message.body(),
-            max_payload,
-        );
+        message.put_content(out, consumer.channel, max_payload);
         settled
     }
 
@@ -839,13 +826,7 @@ impl Channel {
             message_count: count(left),
         }
         .put(scope.out, scope.number);
-        put_content(
-            scope.out,
-            scope.number,
-            message.props().as_bytes(),
-            message.body(),
-            scope.max_payload,
-        );
+        message.put_content(scope.out, scope.number, scope.max_payload);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::SessionId;
 use super::exchange::{ExchangeId, QueueId};
 use super::fault::{Fault, type_name};
-use crate::wire::{Props, Table, TableBuf, Value};
+use crate::wire::{Props, Table, TableBuf, Value, frame};
 
 /// A message: what its publisher sent, byte for byte, in one buffer. Queues share it.
 pub(crate) struct Message {
@@ -62,6 +62,12 @@ impl Message {
 
     pub(crate) fn body(&self) -> &[u8] {
         &self.content[..self.body_len]
+    }
+
+    /// Appends the content's frames: what follows the method that brings the message to somebody.
+    pub(super) fn put_content(&self, out: &mut Vec<u8>, channel: u16, max_payload: usize) {
+        let props = &self.content[self.body_len..];
+        frame::put_content(out, channel, props, self.body(), max_payload);
     }
 
     pub(super) fn size(&self) -> usize {
