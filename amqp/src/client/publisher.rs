@@ -13,6 +13,7 @@ use super::book::ChannelState;
 use super::channel::Channel;
 use super::error::{Busy, Error};
 use super::window::{Verdict, Window};
+use crate::error::EncodeError;
 use crate::wire::{Properties, Props, PropsBuf, Publish};
 
 /// A message to be published. Borrows everything, so that building one costs nothing.
@@ -27,7 +28,9 @@ use crate::wire::{Properties, Props, PropsBuf, Publish};
 #[must_use]
 pub struct Message<'a> {
     pub(super) publish: Publish<'a>,
-    pub(super) props: MessageProps<'a>,
+    props: MessageProps<'a>,
+    /// Whatever its properties say.
+    is_persistent: bool,
     pub(super) body: &'a [u8],
 }
 
@@ -67,6 +70,7 @@ impl<'a> Message<'a> {
         Self {
             publish: Publish::default(),
             props: Props::EMPTY.into(),
+            is_persistent: false,
             body,
         }
     }
@@ -83,16 +87,16 @@ impl<'a> Message<'a> {
         self
     }
 
-    /// All its properties: `&PropsBuf` or `Props` if they are encoded, `&Properties` if they are not.
+    /// Its properties, instead of those it was given before: `&PropsBuf` or `Props` if they are encoded, `&Properties` if they are not.
     pub fn properties(mut self, props: impl Into<MessageProps<'a>>) -> Self {
         self.props = props.into();
         self
     }
 
-    /// Survives a restart of the broker in a durable queue. Replaces the properties by this one; set `delivery_mode` among them if
-    /// there are others.
+    /// Survives a restart of the broker in a durable queue: its `delivery_mode` is 2, also if its [properties](Self::properties) say
+    /// otherwise, before or after this.
     pub fn persistent(mut self) -> Self {
-        self.props = MessageProps::Encoded(Props::from_bytes(PERSISTENT));
+        self.is_persistent = true;
         self
     }
 
@@ -102,6 +106,34 @@ impl<'a> Message<'a> {
     pub fn mandatory(mut self) -> Self {
         self.publish.mandatory = true;
         self
+    }
+
+    /// Its properties, if there are bytes that can go as they are.
+    #[inline]
+    pub(super) fn ready_props(&self) -> Option<&'a [u8]> {
+        match (self.props, self.is_persistent) {
+            (MessageProps::Encoded(props), false) => Some(props.as_bytes()),
+            (MessageProps::Encoded(Props::EMPTY), true) => Some(PERSISTENT),
+            (MessageProps::Encoded(_), true) | (MessageProps::Built(_), _) => None,
+        }
+    }
+
+    /// Appends its properties as they are to go.
+    pub(super) fn encode_props(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match (self.props, self.is_persistent) {
+            (MessageProps::Encoded(props), false) => out.extend_from_slice(props.as_bytes()),
+            (MessageProps::Encoded(props), true) => props.put_persistent(out),
+            (MessageProps::Built(properties), false) => properties.encode_into(out)?,
+            (MessageProps::Built(properties), true) => {
+                let delivery_mode = Some(2);
+                let persistent = Properties {
+                    delivery_mode,
+                    ..*properties
+                };
+                persistent.encode_into(out)?;
+            }
+        }
+        Ok(())
     }
 }
 
