@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use kernel::traps::at_caller;
 use kernel::{Interruptible, interruptible};
 
 use super::book::ChannelState;
@@ -201,8 +203,10 @@ impl Publisher {
     /// # Errors
     /// [`Error::Returned`], [`Error::Nacked`]: it is in no queue. [`Error::Unconfirmed`]: it may be. Those of
     /// [`Publisher::publish`]: it was not sent.
-    pub async fn send(&self, message: Message<'_>) -> Result<(), Error> {
-        self.publish(message).await?.await
+    #[track_caller]
+    pub fn send(&self, message: Message<'_>) -> impl Future<Output = Result<(), Error>> {
+        let publishing = self.publish(message);
+        async move { publishing.await?.await }
     }
 
     /// Publishes as soon as the window and the connection have room, and answers with the confirm to be waited for, at any time or
@@ -212,15 +216,21 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Encode`], [`Error::Lost`], [`Error::ChannelClosed`], [`Error::Closed`]; [`Error::Interrupted`].
-    pub async fn publish(&self, message: Message<'_>) -> Result<Confirm, Error> {
-        std::future::poll_fn(kernel_proceed).await;
-        loop {
-            match self.post(&message) {
-                Err(Error::Busy(Busy::Window)) => self.window().has_room.wait().await?,
-                Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
-                    self.channel.room().await?;
+    #[track_caller]
+    pub fn publish(&self, message: Message<'_>) -> impl Future<Output = Result<Confirm, Error>> {
+        let at = Location::caller();
+        async move {
+            std::future::poll_fn(kernel_proceed).await;
+            loop {
+                match self.post_at(&message, at) {
+                    Err(Error::Busy(Busy::Window)) => {
+                        self.window().has_room.wait().called_at(at).await?;
+                    }
+                    Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
+                        self.channel.room(at).await?;
+                    }
+                    outcome => return outcome,
                 }
-                outcome => return outcome,
             }
         }
     }
@@ -231,7 +241,17 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Busy`] where `publish` would wait; its other errors.
+    #[track_caller]
     pub fn post(&self, message: &Message<'_>) -> Result<Confirm, Error> {
+        self.post_at(message, Location::caller())
+    }
+
+    #[inline]
+    fn post_at(
+        &self,
+        message: &Message<'_>,
+        at: &'static Location<'static>,
+    ) -> Result<Confirm, Error> {
         let window = self.window();
         if window.is_full() {
             self.channel.check()?;
@@ -243,7 +263,7 @@ impl Publisher {
             index,
             is_taken: false,
         };
-        Ok(Confirm(interruptible(confirm)))
+        Ok(Confirm(interruptible(confirm).called_at(at)))
     }
 
     /// Waits until every message that was posted before has its answer, whatever that is.
@@ -252,11 +272,14 @@ impl Publisher {
     ///
     /// # Errors
     /// The reason, if the channel or the connection is gone; [`Error::Interrupted`].
-    pub async fn flush(&self) -> Result<(), Error> {
-        while self.window().unconfirmed() > 0 {
-            self.window().is_idle.wait().await?;
-        }
-        self.channel.check()
+    #[track_caller]
+    pub fn flush(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            while self.window().unconfirmed() > 0 {
+                self.window().is_idle.wait().await?;
+            }
+            self.channel.check()
+        })
     }
 
     /// How many messages wait for their confirm.
@@ -275,9 +298,12 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`Publisher::flush`], and [`Channel::close`].
-    pub async fn close(self) -> Result<(), Error> {
-        self.flush().await?;
-        self.channel.close().await
+    #[track_caller]
+    pub fn close(self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            self.flush().await?;
+            self.channel.close().await
+        })
     }
 
     fn window(&self) -> &Window {

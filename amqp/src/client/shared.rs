@@ -1,6 +1,7 @@
 //! What the handles of a connection and its driver have in common.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::panic::Location;
 use std::rc::{Rc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -356,13 +357,17 @@ impl Shared {
         }
     }
 
-    /// Waits until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
-    pub(super) async fn room(&self, channel: &ChannelState) -> Result<(), Interrupt> {
+    /// Waits, at a line of the caller's, until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
+    pub(super) async fn room(
+        &self,
+        channel: &ChannelState,
+        at: &'static Location<'static>,
+    ) -> Result<(), Interrupt> {
         while (!self.has_room.get() || channel.is_stopped.get() || channel.gate.get() != Gate::Open)
             && channel.down.get().is_none()
             && self.check_open().is_ok()
         {
-            self.changed.wait().await?;
+            self.changed.wait().called_at(at).await?;
         }
         Ok(())
     }
