@@ -332,6 +332,7 @@ impl Events {
     ///
     /// # Errors
     /// An [`Interrupt`].
+    #[expect(clippy::should_implement_trait, reason = "it is awaited")]
     #[track_caller]
     pub fn next(&mut self) -> impl Future<Output = Result<Option<ConnectionEvent>, Interrupt>> {
         at_caller(async move {

@@ -217,6 +217,7 @@ impl Consumer {
     /// Once, why the stream has ended: [`Error::Lost`], [`Error::ChannelClosed`], [`Error::AckTimeout`],
     /// [`Error::Closed`] (deliveries that were not taken are void then, the broker gives them out anew), or [`Error::ConsumerCancelled`], after those that had come before.
     /// [`Error::Interrupted`] does not end it.
+    #[expect(clippy::should_implement_trait, reason = "it is awaited")]
     #[track_caller]
     pub fn next(&mut self) -> impl Future<Output = Result<Option<Delivery>, Error>> {
         let at = Location::caller();
