@@ -965,7 +965,7 @@ impl<F: FnOnce(Completer)> Future for FutureWait<F> {
 #[derive(Debug)]
 pub(crate) struct ForeignWait {
     wait: Wait,
-    at: &'static Location<'static>,
+    pub(crate) at: &'static Location<'static>,
 }
 
 impl ForeignWait {
