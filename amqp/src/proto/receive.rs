@@ -495,30 +495,28 @@ fn delivery(
     body: Cow<'_, [u8]>,
     sink: &mut Sink<'_>,
 ) -> Result<(), WireError> {
-    let consumer = channel.consumers.last();
-    let like = Deliver {
-        consumer_tag: consumer.map_or("", |consumer| &consumer.tag),
-        delivery_tag: 0,
-        redelivered: false,
-        exchange: &channel.last_exchange,
-        routing_key: &channel.last_key,
-    };
-    let deliver = Deliver::decode_like(args, like)?;
-    let is_like = std::ptr::eq(deliver.consumer_tag, like.consumer_tag)
-        && std::ptr::eq(deliver.exchange, like.exchange)
-        && std::ptr::eq(deliver.routing_key, like.routing_key);
-    if is_like && let Some(consumer) = consumer {
-        let (key, unsettled) = (channel.key, &mut channel.unsettled);
+    let (key, last) = (channel.key, &mut channel.last_delivered);
+    if let Some(consumer) = channel.consumers.last()
+        && let Some((delivery_tag, redelivered)) =
+            Deliver::number_if_like(args, &consumer.tag, &last.names)
+    {
+        let deliver = Deliver {
+            consumer_tag: &consumer.tag,
+            delivery_tag,
+            redelivered,
+            exchange: &last.exchange,
+            routing_key: &last.key,
+        };
+        let unsettled = &mut channel.unsettled;
         return hand_out(key, consumer, unsettled, out, deliver, props, body, sink);
     }
     let deliver = Deliver::decode(args)?;
-    deliver.exchange.clone_into(&mut channel.last_exchange);
-    deliver.routing_key.clone_into(&mut channel.last_key);
+    last.change(&deliver, args);
     let Some(consumer) = channel.consumers.by_tag(deliver.consumer_tag) else {
         let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
         return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
     };
-    let (key, unsettled) = (channel.key, &mut channel.unsettled);
+    let unsettled = &mut channel.unsettled;
     hand_out(key, consumer, unsettled, out, deliver, props, body, sink)
 }
 
