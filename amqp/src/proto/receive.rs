@@ -495,31 +495,38 @@ fn delivery(
     body: Cow<'_, [u8]>,
     sink: &mut Sink<'_>,
 ) -> Result<(), WireError> {
-    let (key, last) = (channel.key, &mut channel.last_delivered);
-    if let Some(consumer) = channel.consumers.last()
-        && let Some((delivery_tag, redelivered)) =
-            Deliver::number_if_like(args, &consumer.tag, &last.names)
-    {
-        let deliver = Deliver {
-            consumer_tag: &consumer.tag,
-            delivery_tag,
-            redelivered,
-            exchange: &last.exchange,
-            routing_key: &last.key,
-        };
-        let unsettled = &mut channel.unsettled;
-        return hand_out(key, consumer, unsettled, out, deliver, props, body, sink);
-    }
-    let deliver = Deliver::decode(args)?;
-    last.change(&deliver, args);
-    let Some(consumer) = channel.consumers.by_tag(deliver.consumer_tag) else {
-        let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
-        return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+    let like_last = channel.consumers.last().and_then(|consumer| {
+        Deliver::number_if_like(args, &consumer.tag, &channel.last_delivered.names)
+    });
+    let (delivery_tag, redelivered) = match like_last {
+        Some(number) => number,
+        None => unlike_last(channel, args)?,
     };
-    let unsettled = &mut channel.unsettled;
+    let (consumer, names) = (channel.consumers.last(), &channel.last_delivered);
+    let consumer = consumer.expect("it is the last delivery's, or has just been found");
+    let deliver = Deliver {
+        consumer_tag: &consumer.tag,
+        delivery_tag,
+        redelivered,
+        exchange: &names.exchange,
+        routing_key: &names.key,
+    };
+    let (key, unsettled) = (channel.key, &mut channel.unsettled);
     hand_out(key, consumer, unsettled, out, deliver, props, body, sink)
 }
 
+/// A delivery for another consumer than the last one, or of other names. From now on those are the last. Answers its tag, and whether it was redelivered.
+fn unlike_last(channel: &mut Channel, args: &[u8]) -> Result<(u64, bool), WireError> {
+    let deliver = Deliver::decode(args)?;
+    if channel.consumers.by_tag(deliver.consumer_tag).is_none() {
+        let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
+        return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+    }
+    channel.last_delivered.change(&deliver, args);
+    Ok((deliver.delivery_tag, deliver.redelivered))
+}
+
+#[inline]
 fn hand_out(
     channel: ChannelKey,
     consumer: &Consumer,
