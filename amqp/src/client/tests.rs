@@ -224,21 +224,25 @@ pub(super) async fn consumer(channel: &Channel, server: &mut Server) -> Result<C
     };
     let consumer_tag = consume.consumer_tag;
     let mut out = Vec::new();
-    let deliver = Deliver {
-        consumer_tag: consumer_tag.as_str(),
-        delivery_tag: 1,
-        redelivered: false,
-        exchange: "",
-        routing_key: "tasks",
-    };
-    deliver.put(&mut out, number);
-    put_content(&mut out, number, Props::EMPTY.as_bytes(), b"x", 131_064);
+    put_delivery(&mut out, number, consumer_tag.as_str(), 1);
     let ok = basic::ConsumeOk { consumer_tag };
     server
         .says(number, Method::Basic(basic::AMQPMethod::ConsumeOk(ok)))
         .await;
     server.stream.write_all(&out).await.unwrap();
     starting.join().await.unwrap()
+}
+
+fn put_delivery(out: &mut Vec<u8>, channel: u16, consumer_tag: &str, delivery_tag: u64) {
+    let deliver = Deliver {
+        consumer_tag,
+        delivery_tag,
+        redelivered: false,
+        exchange: "",
+        routing_key: "tasks",
+    };
+    deliver.put(out, channel);
+    put_content(out, channel, Props::EMPTY.as_bytes(), b"x", 131_064);
 }
 
 /// Accepts: amqp/R7
@@ -640,6 +644,42 @@ fn a_delivery_held_for_long_is_warned_of_before_the_server_closes_its_channel() 
         assert!(matches!(error, Error::AckTimeout(_)), "{error}");
         assert_eq!(delivery.ack(), Settled::Stale);
         drop(talker);
+        Ok(())
+    });
+}
+
+/// What it costs to be woken is most of what a small message costs.
+#[test]
+fn deliveries_and_the_acks_that_they_are_given_take_two_turns_of_the_driver() {
+    with_server(plain(), async |connection, mut server, _| {
+        let channel = open(&connection, &mut server).await?;
+        let mut consumer = consumer(&channel, &mut server).await?;
+        let consumer_tag = consumer.tag().to_owned();
+        let acking = spawn(async move {
+            while let Some(delivery) = consumer.next().await? {
+                delivery.ack();
+            }
+            Ok::<_, Error>(())
+        });
+        assert_eq!(server.heard().await, (1, AnyMethodOwned::Ack(1)));
+        let turns_of_the_driver = || {
+            let mut tasks = kernel::tasks().into_iter();
+            let driver = tasks.find(|task| task.name.as_deref() == Some("amqp connection"));
+            driver.unwrap().cycles
+        };
+        for last in [4, 7, 10] {
+            kernel::wait_until_idle().await?;
+            let before = turns_of_the_driver();
+            let mut out = Vec::new();
+            for tag in last - 2..=last {
+                put_delivery(&mut out, 1, &consumer_tag, tag);
+            }
+            server.stream.write_all(&out).await.unwrap();
+            kernel::wait_until_idle().await?;
+            assert_eq!(turns_of_the_driver() - before, 2);
+            assert_eq!(server.heard().await, (1, AnyMethodOwned::Ack(last)));
+        }
+        drop(acking);
         Ok(())
     });
 }

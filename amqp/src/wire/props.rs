@@ -399,28 +399,22 @@ impl Properties<'_> {
         if let Some(headers) = self.headers {
             headers.check()?;
         }
-        for (what, s) in [
-            ("content_type", self.content_type),
-            ("content_encoding", self.content_encoding),
-            ("correlation_id", self.correlation_id),
-            ("reply_to", self.reply_to),
-            ("expiration", self.expiration),
-            ("message_id", self.message_id),
-            ("type", self.kind),
-            ("user_id", self.user_id),
-            ("app_id", self.app_id),
-            ("cluster_id", self.cluster_id),
-        ] {
-            if let Some(s) = s {
-                check_short(what, s)?;
-            }
+        let at = out.len();
+        let written = self.write(out);
+        if written.is_err() {
+            out.truncate(at);
         }
+        written
+    }
 
+    /// Appends flags and fields, up to a short string that is none.
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let at = out.len();
         out.extend_from_slice(&[0, 0]);
         let mut fields = Fields { out, flags: 0 };
-        fields.short(CONTENT_TYPE, self.content_type);
-        fields.short(CONTENT_ENCODING, self.content_encoding);
+        fields.short(CONTENT_TYPE, "content_type", self.content_type)?;
+        fields.short(CONTENT_ENCODING, "content_encoding", self.content_encoding)?;
         if let Some(Table(bytes)) = self.headers {
             fields.put(HEADERS, &(bytes.len() as u32).to_be_bytes(), bytes);
         }
@@ -430,17 +424,17 @@ impl Properties<'_> {
         if let Some(priority) = self.priority {
             fields.put(PRIORITY, &[], &[priority]);
         }
-        fields.short(CORRELATION_ID, self.correlation_id);
-        fields.short(REPLY_TO, self.reply_to);
-        fields.short(EXPIRATION, self.expiration);
-        fields.short(MESSAGE_ID, self.message_id);
+        fields.short(CORRELATION_ID, "correlation_id", self.correlation_id)?;
+        fields.short(REPLY_TO, "reply_to", self.reply_to)?;
+        fields.short(EXPIRATION, "expiration", self.expiration)?;
+        fields.short(MESSAGE_ID, "message_id", self.message_id)?;
         if let Some(seconds) = self.timestamp {
             fields.put(TIMESTAMP, &[], &seconds.to_be_bytes());
         }
-        fields.short(KIND, self.kind);
-        fields.short(USER_ID, self.user_id);
-        fields.short(APP_ID, self.app_id);
-        fields.short(CLUSTER_ID, self.cluster_id);
+        fields.short(KIND, "type", self.kind)?;
+        fields.short(USER_ID, "user_id", self.user_id)?;
+        fields.short(APP_ID, "app_id", self.app_id)?;
+        fields.short(CLUSTER_ID, "cluster_id", self.cluster_id)?;
         let flags = fields.flags;
         out[at..at + 2].copy_from_slice(&flags.to_be_bytes());
         Ok(())
@@ -460,10 +454,13 @@ impl Fields<'_> {
         self.out.extend_from_slice(bytes);
     }
 
-    fn short(&mut self, bit: u16, s: Option<&str>) {
+    #[inline]
+    fn short(&mut self, bit: u16, what: &'static str, s: Option<&str>) -> Result<(), EncodeError> {
         if let Some(s) = s {
+            check_short(what, s)?;
             self.put(bit, &[s.len() as u8], s.as_bytes());
         }
+        Ok(())
     }
 }
 
