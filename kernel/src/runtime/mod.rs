@@ -617,7 +617,9 @@ impl Core {
         if self.inbox.has_mail() {
             self.read_mail();
         }
-        self.with(State::fire_idle);
+        if self.state.borrow().ready.is_empty() {
+            self.with(State::fire_idle);
+        }
         outcome
     }
 
@@ -625,7 +627,7 @@ impl Core {
     #[inline(always)]
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
-        if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+        if !may_sleep || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
         if state.wheel.is_empty() {
@@ -638,7 +640,7 @@ impl Core {
     fn time_to_deadline(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let deadline = state.wheel.next_deadline(&state.nodes)?;
         let now = state.time();
-        if deadline <= now {
+        if deadline <= now || self.inbox.has_mail() {
             return Some(Duration::ZERO);
         }
         let until = Duration::from_nanos(deadline - now);
@@ -684,17 +686,15 @@ impl Core {
             if !main.is_live() || self.has_failed() {
                 return Ok(());
             }
-            if self.must_look(taken) {
+            if taken < batch {
+                // No task is ready.
+                if self.is_stuck() {
+                    return Err(RunError::Deadlock(self.state.borrow().dump()));
+                }
+                self.look(None)?;
+            } else if self.must_look(taken) {
                 self.look(Some(Duration::ZERO))?;
-                continue;
             }
-            if taken == batch {
-                continue;
-            }
-            if self.is_stuck() {
-                return Err(RunError::Deadlock(self.state.borrow().dump()));
-            }
-            self.look(None)?;
         }
     }
 
