@@ -85,6 +85,8 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
+    /// What the poller said last.
+    events: RefCell<mio::Events>,
     pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
@@ -239,6 +241,7 @@ impl Core {
                 closed: false,
                 nowhere,
             }),
+            events: RefCell::new(mio::Events::with_capacity(1024)),
             pool: Pool::new(),
             inbox,
             serial,
@@ -594,18 +597,7 @@ impl Core {
             };
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
-                let for_thread = slept
-                    && state.remote_waits > 0
-                    && !state.wheel.is_empty()
-                    && state.clock.is_virtual();
-                let started = for_thread.then(Instant::now);
-                let polled = state.poll_io(wait);
-                if let Some(started) = started {
-                    // A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
-                    state
-                        .clock
-                        .advance_to(state.clock.now() + started.elapsed());
-                }
+                let polled = self.poll_io(state, wait);
                 if slept {
                     self.inbox.awake();
                 }
@@ -621,6 +613,26 @@ impl Core {
             self.with(State::fire_idle);
         }
         outcome
+    }
+
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
+    #[inline(always)]
+    fn poll_io(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let for_thread = state.remote_waits > 0 && wait != Some(Duration::ZERO);
+        if for_thread && !state.wheel.is_empty() && state.clock.is_virtual() {
+            return self.poll_for_thread(state, wait);
+        }
+        state.poll_io(&mut self.events.borrow_mut(), wait)
+    }
+
+    /// A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
+    #[cold]
+    fn poll_for_thread(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let started = Instant::now();
+        let polled = state.poll_io(&mut self.events.borrow_mut(), wait);
+        let now = state.clock.now();
+        state.clock.advance_to(now + started.elapsed());
+        polled
     }
 
     /// How long to sleep in the poller.
@@ -646,9 +658,10 @@ impl Core {
         let until = Duration::from_nanos(deadline - now);
         let until = max_wait.map_or(until, |max| max.min(until));
         if state.remote_waits == 0 && state.clock.is_virtual() {
+            let events = &mut self.events.borrow_mut();
             let io_first = !state.reactor.is_empty()
                 && state
-                    .poll_io(Some(Duration::ZERO))
+                    .poll_io(events, Some(Duration::ZERO))
                     .is_ok_and(|_| !state.ready.is_empty() || !state.aftermath.is_empty());
             if io_first || state.clock.advance_to(state.clock.now() + until) {
                 return Some(Duration::ZERO);

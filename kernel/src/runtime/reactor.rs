@@ -70,7 +70,6 @@ impl SourceId {
 /// The sources of a kernel and its poller.
 pub(crate) struct Reactor {
     poll: Poll,
-    events: Events,
     sources: Slab<Source>,
     generation: u32,
     /// How many nodes wait for I/O.
@@ -81,7 +80,6 @@ impl Reactor {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             poll: Poll::new()?,
-            events: Events::with_capacity(1024),
             sources: Slab::new(),
             generation: 0,
             waiting: 0,
@@ -195,18 +193,20 @@ impl Reactor {
 }
 
 impl State {
-    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
-    pub(crate) fn poll_io(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        let reactor = &mut self.reactor;
-        if let Err(error) = reactor.poll.poll(&mut reactor.events, wait) {
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes), and fires those who waited for it.
+    pub(crate) fn poll_io(
+        &mut self,
+        events: &mut Events,
+        wait: Option<Duration>,
+    ) -> io::Result<()> {
+        if let Err(error) = self.reactor.poll.poll(events, wait) {
             // A signal handler ran; whoever cares watches its pipe.
             if error.kind() == io::ErrorKind::Interrupted {
                 return Ok(());
             }
             return Err(error);
         }
-        let events = std::mem::replace(&mut self.reactor.events, Events::with_capacity(0));
-        for event in &events {
+        for event in &*events {
             // The bell's token is no source's.
             let Some(source) = self.reactor.get(SourceId::from_token(event.token())) else {
                 continue;
@@ -219,7 +219,6 @@ impl State {
             self.fire_io(reader);
             self.fire_io(writer);
         }
-        self.reactor.events = events;
         Ok(())
     }
 
