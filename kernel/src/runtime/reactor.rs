@@ -194,6 +194,7 @@ impl Reactor {
 
 impl State {
     /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes), and fires those who waited for it.
+    #[inline(always)]
     pub(crate) fn poll_io(
         &mut self,
         events: &mut Events,
@@ -211,11 +212,11 @@ impl State {
             let Some(source) = self.reactor.get(SourceId::from_token(event.token())) else {
                 continue;
             };
-            let (readiness, failed) = (&source.readiness, event.is_error());
-            let (is_ready, has_ended) = (event.is_readable() || failed, event.is_read_closed());
-            let reader = readiness.tell(Direction::Read, is_ready, has_ended);
-            let (is_ready, has_ended) = (event.is_writable() || failed, event.is_write_closed());
-            let writer = readiness.tell(Direction::Write, is_ready, has_ended);
+            let (readiness, is_broken) = (&source.readiness, event.is_error());
+            let has_ended = event.is_read_closed() || is_broken;
+            let reader = readiness.tell(Direction::Read, event.is_readable(), has_ended);
+            let has_ended = event.is_write_closed() || is_broken;
+            let writer = readiness.tell(Direction::Write, event.is_writable(), has_ended);
             self.fire_io(reader);
             self.fire_io(writer);
         }

@@ -97,7 +97,9 @@ impl Readiness {
         }
         let side = self.side(direction);
         side.is_ready.set(true);
-        side.stays_ready.set(side.stays_ready.get() | has_ended);
+        if has_ended {
+            side.stays_ready.set(true);
+        }
         side.waiter.replace(NIL)
     }
 
