@@ -1121,9 +1121,9 @@ impl Future for IoWait {
             })?),
         };
         let (direction, at) = (this.direction, this.at);
-        let wait = this.wait.poll(cx, |state| {
-            state.open_io_wait(readiness, direction, at)
-        });
+        let wait = this
+            .wait
+            .poll(cx, |state| state.open_io_wait(readiness, direction, at));
         if ready!(wait)? {
             Poll::Ready(Ok(()))
         } else {
@@ -1278,7 +1278,9 @@ impl Source {
     /// Whether it is registered in the running kernel.
     fn is_here(&self) -> bool {
         let here = running(|core| core.serial);
-        self.readiness.at().is_some_and(|(kernel, _)| kernel == here)
+        self.readiness
+            .at()
+            .is_some_and(|(kernel, _)| kernel == here)
     }
 
     /// Notes that the last call moved less than it could have: the next one would block, so wait before it.
@@ -1298,20 +1300,18 @@ impl Source {
 
     /// After a `WouldBlock`: registered, and known not to be ready.
     fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<()> {
-        match self.readiness.at() {
-            Some((kernel, _)) if kernel == core.serial => {
-                self.readiness.exhaust(direction);
-                Ok(())
-            }
+        core.with(|state| match self.readiness.at() {
+            Some((kernel, id)) if kernel == core.serial => state.reactor.exhaust(id, direction),
             Some((kernel, _)) if runtime::exists(kernel) => Err(io::Error::other(
                 "this source is registered in another kernel; release it there first",
             )),
-            _ => core.with(|state| {
-                let readiness = Rc::clone(&self.readiness);
-                let reactor = &mut state.reactor;
-                reactor.register(core.serial, self.fd, readiness).map(drop)
-            }),
-        }
+            _ => {
+                let (reactor, readiness) = (&mut state.reactor, Rc::clone(&self.readiness));
+                reactor
+                    .register(core.serial, self.fd, direction, readiness)
+                    .map(drop)
+            }
+        })
     }
 }
 

@@ -6,9 +6,10 @@
 //! the bit is clear. An echo costs three system calls: wait, read, write. The end of a stream is told once too, perhaps together
 //! with its last bytes: a read that moved less than asked does not clear a bit that also stands for the end.
 //!
-//! A source is registered once, for both directions, the first time a task has to wait for it: adding a descriptor
-//! reports readiness that is already there, so nothing is missed, and a connection that never blocks costs no registration. The poller's token carries
-//! a generation, since an event for a source that was closed earlier in the same batch must not reach its successor.
+//! A source is registered the first time a task has to wait for it: adding a descriptor reports readiness that is already there, so nothing is missed, and a
+//! connection that never blocks costs no registration. It is registered for reading, and for writing too from the first time that a task has to wait
+//! to write: few ever do, and the system tells of a Unix socket that it can be written to whenever the peer has read, which would wake us for nothing. The poller's
+//! token carries a generation, since an event for a source that was closed earlier in the same batch must not reach its successor.
 //!
 //! `read_wait` on a bare descriptor cannot use the bits: the caller's system calls are not seen here. It registers for each wait
 //! anew and unregisters when the wait ends (as Curio does for bare integers).
@@ -36,7 +37,16 @@ struct Source {
     generation: u32,
     /// Waits that hold a bare descriptor's registration; 0 for a source that holds its own.
     watchers: u32,
+    interest: Interest,
     readiness: Rc<Readiness>,
+}
+
+/// What to ask the poller for, on behalf of a task that waits in that direction.
+const fn interest(direction: Direction) -> Interest {
+    match direction {
+        Direction::Read => Interest::READABLE,
+        Direction::Write => Interest::READABLE.add(Interest::WRITABLE),
+    }
 }
 
 /// Number of a registered source, with the generation that keeps it apart from its successors.
@@ -100,11 +110,12 @@ impl Reactor {
         self.waiting
     }
 
-    /// Registers a descriptor with the kernel of that serial number, which is the one of this reactor.
+    /// Registers a descriptor that a task is to wait for, with the kernel of that serial number, which is the one of this reactor.
     pub(crate) fn register(
         &mut self,
         kernel: u32,
         fd: RawFd,
+        direction: Direction,
         readiness: Rc<Readiness>,
     ) -> io::Result<SourceId> {
         let entry = self.sources.vacant_entry();
@@ -115,18 +126,43 @@ impl Reactor {
             index,
             generation: self.generation,
         };
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = interest(direction);
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), id.token(), interest)?;
         readiness.set_at(Some((kernel, id)));
+        readiness.exhaust(Direction::Read);
+        readiness.exhaust(direction);
         entry.insert(Source {
             fd,
             generation: self.generation,
             watchers: 0,
+            interest,
             readiness,
         });
         Ok(id)
+    }
+
+    /// Has the poller tell of that direction, and again of what it told before: what is ready now is reported as a new event.
+    fn register_again(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
+        let source = &mut self.sources[id.index as usize];
+        let interest = source.interest | interest(direction);
+        self.poll
+            .registry()
+            .reregister(&mut SourceFd(&source.fd), id.token(), interest)?;
+        source.interest = interest;
+        Ok(())
+    }
+
+    /// A call on a registered source answered `WouldBlock`, which proves more than any event.
+    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
+        let source = &self.sources[id.index as usize];
+        let readiness = Rc::clone(&source.readiness);
+        if direction == Direction::Write && !source.interest.is_writable() {
+            self.register_again(id, direction)?;
+        }
+        readiness.exhaust(direction);
+        Ok(())
     }
 
     /// Registers a bare descriptor for one wait, or asks again about one that is registered: what is ready now is reported as a new event.
@@ -138,21 +174,18 @@ impl Reactor {
     ) -> io::Result<Rc<Readiness>> {
         let Some(id) = self.find(fd) else {
             let readiness = Rc::new(Readiness::unregistered());
-            let id = self.register(kernel, fd, Rc::clone(&readiness))?;
+            let id = self.register(kernel, fd, direction, Rc::clone(&readiness))?;
             self.get(id).expect("just registered").watchers = 1;
             return Ok(readiness);
         };
-        let source = &mut self.sources[id.index as usize];
-        if source.readiness.waiter(direction) != NIL {
+        if self.sources[id.index as usize].readiness.waiter(direction) != NIL {
             return Err(ResourceBusy {
                 writing: direction == Direction::Write,
             }
             .into());
         }
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .reregister(&mut SourceFd(&fd), id.token(), interest)?;
+        self.register_again(id, direction)?;
+        let source = &mut self.sources[id.index as usize];
         if source.watchers > 0 {
             source.watchers += 1;
         }

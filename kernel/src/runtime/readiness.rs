@@ -32,21 +32,21 @@ struct Side {
     /// The node that waits for it.
     waiter: Cell<u32>,
     is_ready: Cell<bool>,
-    /// However little a call moves, the next one is worth a try: it has ended, is broken, or is not registered, so that nobody would tell
-    /// when it becomes ready.
+    /// However little a call moves, the next one is worth a try: it has ended or is broken, or nobody would tell when it becomes ready, since
+    /// no task has had to wait for it yet.
     stays_ready: Cell<bool>,
 }
 
 impl Readiness {
     pub(crate) const fn unregistered() -> Self {
-        const UNREGISTERED: Side = Side {
+        const NEW: Side = Side {
             waiter: Cell::new(NIL),
             is_ready: Cell::new(true),
             stays_ready: Cell::new(true),
         };
         Self {
             at: Cell::new(None),
-            sides: [UNREGISTERED; 2],
+            sides: [NEW; 2],
         }
     }
 
@@ -54,13 +54,13 @@ impl Readiness {
         self.at.get()
     }
 
-    /// Notes that it was registered, or is no more. Whoever waited for it does not any more.
+    /// Notes that it was registered, or is no more; as if it were new otherwise.
     pub(super) fn set_at(&self, at: Option<(u32, SourceId)>) {
         self.at.set(at);
         for side in &self.sides {
             side.waiter.set(NIL);
-            side.is_ready.set(at.is_none());
-            side.stays_ready.set(at.is_none());
+            side.is_ready.set(true);
+            side.stays_ready.set(true);
         }
     }
 
@@ -82,8 +82,8 @@ impl Readiness {
         side.is_ready.set(side.stays_ready.get());
     }
 
-    /// A call answered `WouldBlock`, which proves more than any event.
-    pub(crate) fn exhaust(&self, direction: Direction) {
+    /// A call would block, until an event says otherwise.
+    pub(super) fn exhaust(&self, direction: Direction) {
         let side = self.side(direction);
         side.is_ready.set(false);
         side.stays_ready.set(false);
