@@ -22,6 +22,7 @@ mod kernel;
 mod lots;
 mod nodes;
 mod reactor;
+mod readiness;
 mod ready;
 mod remote;
 mod scopes;
@@ -51,8 +52,8 @@ pub(crate) use joins::NoteState;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
 pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
-pub use reactor::Direction;
-pub(crate) use reactor::{Outlook, SourceId};
+pub use readiness::Direction;
+pub(crate) use readiness::Readiness;
 pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
@@ -84,6 +85,8 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
+    /// What the poller said last.
+    events: RefCell<mio::Events>,
     pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
@@ -238,6 +241,7 @@ impl Core {
                 closed: false,
                 nowhere,
             }),
+            events: RefCell::new(mio::Events::with_capacity(1024)),
             pool: Pool::new(),
             inbox,
             serial,
@@ -445,6 +449,7 @@ impl Core {
             state.inherit_locals(slot);
         }
         if let Some(watch) = &self.watch {
+            handle.body().watch();
             drop(state);
             self.watch_created(watch, slot, handle.body());
         }
@@ -499,40 +504,56 @@ impl Core {
             self.budget.set(BUDGET);
             let waker = ManuallyDrop::new(word.waker());
             let mut cx = Context::from_waker(&waker);
-            let ended = match &self.watch {
-                None => !body.is_doomed() && body.poll(&mut cx),
-                Some(watch) => self.poll_watched(watch, task, &body, &mut cx),
+            let ended = match body.is_special() {
+                false => body.poll(&mut cx),
+                true => self.poll_special(task, &body, &mut cx),
             };
 
             state = self.state.borrow_mut();
             state.current = NIL;
-            if ended && self.watch.is_none() {
-                state.finish(task).release_shared(); // there is `body`
-                if body.is_wanted() && state.aftermath.is_empty() {
-                    body.release_shared(); // the handle has another
-                    continue;
-                }
-            } else if !ended && !body.is_doomed() {
+            if !ended && !body.is_doomed() {
                 body.release_shared(); // the slot has another
                 continue;
             }
-            drop(state);
-            self.bury(task, body);
-            if self.has_failed() {
-                return taken;
+            if ended && body.ends_quietly() {
+                state.finish(task).release_shared(); // there is `body`
+                body.release_shared(); // the handle has another
+                if state.aftermath.is_empty() {
+                    continue;
+                }
+                drop(state);
+                self.clear_up();
+            } else {
+                drop(state);
+                self.bury(task, ended, body);
+                if self.has_failed() {
+                    return taken;
+                }
             }
             state = self.state.borrow_mut();
         }
         taken
     }
 
+    /// Polls a task that is doomed or watched; true if it ended.
+    #[cold]
+    fn poll_special(&self, task: u32, body: &BodyRef, cx: &mut Context<'_>) -> bool {
+        match &self.watch {
+            None => !body.is_doomed() && body.poll(cx),
+            Some(watch) => self.poll_watched(watch, task, body, cx),
+        }
+    }
+
     /// Drops what is left after a poll in which the task ended or was doomed, and if somebody watches, tells it. That runs user code.
     #[inline(never)]
-    fn bury(&self, task: u32, body: BodyRef) {
-        let was_doomed = self.abort(&body);
-        if !was_doomed && let Some(watch) = &self.watch {
-            self.watch_terminated(watch, task, &body);
+    fn bury(&self, task: u32, ended: bool, body: BodyRef) {
+        if ended {
+            if let Some(watch) = &self.watch {
+                self.watch_terminated(watch, task, &body);
+            }
             self.with(|state| state.finish(task)).release_shared();
+        } else {
+            self.abort(&body);
         }
         self.clear_up();
         body.drop_unwanted_output();
@@ -593,18 +614,7 @@ impl Core {
             };
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
-                let for_thread = slept
-                    && state.remote_waits > 0
-                    && !state.wheel.is_empty()
-                    && state.clock.is_virtual();
-                let started = for_thread.then(Instant::now);
-                let polled = state.poll_io(wait);
-                if let Some(started) = started {
-                    // A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
-                    state
-                        .clock
-                        .advance_to(state.clock.now() + started.elapsed());
-                }
+                let polled = self.poll_io(state, wait);
                 if slept {
                     self.inbox.awake();
                 }
@@ -616,15 +626,37 @@ impl Core {
         if self.inbox.has_mail() {
             self.read_mail();
         }
-        self.with(State::fire_idle);
+        if self.state.borrow().ready.is_empty() {
+            self.with(State::fire_idle);
+        }
         outcome
+    }
+
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
+    #[inline(always)]
+    fn poll_io(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let for_thread = state.remote_waits > 0 && wait != Some(Duration::ZERO);
+        if for_thread && !state.wheel.is_empty() && state.clock.is_virtual() {
+            return self.poll_for_thread(state, wait);
+        }
+        state.poll_io(&mut self.events.borrow_mut(), wait)
+    }
+
+    /// A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
+    #[cold]
+    fn poll_for_thread(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let started = Instant::now();
+        let polled = state.poll_io(&mut self.events.borrow_mut(), wait);
+        let now = state.clock.now();
+        state.clock.advance_to(now + started.elapsed());
+        polled
     }
 
     /// How long to sleep in the poller.
     #[inline(always)]
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
-        if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+        if !may_sleep || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
         if state.wheel.is_empty() {
@@ -637,15 +669,16 @@ impl Core {
     fn time_to_deadline(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let deadline = state.wheel.next_deadline(&state.nodes)?;
         let now = state.time();
-        if deadline <= now {
+        if deadline <= now || self.inbox.has_mail() {
             return Some(Duration::ZERO);
         }
         let until = Duration::from_nanos(deadline - now);
         let until = max_wait.map_or(until, |max| max.min(until));
         if state.remote_waits == 0 && state.clock.is_virtual() {
+            let events = &mut self.events.borrow_mut();
             let io_first = !state.reactor.is_empty()
                 && state
-                    .poll_io(Some(Duration::ZERO))
+                    .poll_io(events, Some(Duration::ZERO))
                     .is_ok_and(|_| !state.ready.is_empty() || !state.aftermath.is_empty());
             if io_first || state.clock.advance_to(state.clock.now() + until) {
                 return Some(Duration::ZERO);
@@ -683,17 +716,15 @@ impl Core {
             if !main.is_live() || self.has_failed() {
                 return Ok(());
             }
-            if self.must_look(taken) {
+            if taken < batch {
+                // No task is ready.
+                if self.is_stuck() {
+                    return Err(RunError::Deadlock(self.state.borrow().dump()));
+                }
+                self.look(None)?;
+            } else if self.must_look(taken) {
                 self.look(Some(Duration::ZERO))?;
-                continue;
             }
-            if taken == batch {
-                continue;
-            }
-            if self.is_stuck() {
-                return Err(RunError::Deadlock(self.state.borrow().dump()));
-            }
-            self.look(None)?;
         }
     }
 

@@ -12,7 +12,8 @@ use super::clock::Clock;
 use super::inbox::Ticket;
 use super::joins::Noted;
 use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
-use super::reactor::{Direction, Reactor};
+use super::reactor::Reactor;
+use super::readiness::Direction;
 use super::ready::Ready;
 use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
@@ -86,10 +87,9 @@ pub(super) enum Aftermath {
 impl State {
     /// The id of the task that is being polled, 0 if none is.
     pub(super) fn running(&self) -> u64 {
-        match self.current {
-            NIL => 0,
-            task => self.tasks[task].body.as_ref().map_or(0, |body| body.id),
-        }
+        let slot = self.tasks.get(self.current);
+        let body = slot.and_then(|slot| slot.body.as_ref());
+        body.map_or(0, |body| body.id)
     }
 
     /// Nanoseconds since the kernel's epoch.
@@ -309,13 +309,17 @@ impl State {
     /// Ends a wait if it has been fired.
     #[inline(always)]
     pub(crate) fn collect(&mut self, node: u32) -> bool {
-        let has_fired = self.nodes[node].phase() == Phase::Fired;
-        if has_fired {
-            // Its waker, had it one of its own, was taken to be woken.
-            self.unlink_wait(node);
-            self.nodes.put_back(node);
+        let fired = &self.nodes[node];
+        if fired.phase() != Phase::Fired {
+            return false;
         }
-        has_fired
+        // Its waker, had it one of its own, was taken to be woken.
+        let task = fired.task();
+        self.nodes.put_back(node);
+        if let Some(slot) = self.tasks.get_mut(task) {
+            self.nodes.unlink_from_task(node, &mut slot.waits);
+        }
+        true
     }
 
     /// Frees a leaf's node that is in no queue any more.
@@ -407,13 +411,23 @@ impl State {
     #[must_use]
     #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        if self.tasks[task].leaves_more() {
+        let slot = &self.tasks[task];
+        if slot.leaves_more() {
             return self.strip_and_finish(task);
         }
-        let (body, joiners) = self.tasks.retire(task);
-        if joiners != NIL {
-            return self.fire_joiners(joiners, body);
+        let joiners = slot.joiners;
+        if joiners != NIL && !self.fire_note(joiners) {
+            return self.fire_joiners_and_finish(task);
         }
+        self.tasks.retire(task)
+    }
+
+    /// Ends a task for whose end more wait than one noted joiner.
+    #[inline(never)]
+    fn fire_joiners_and_finish(&mut self, task: u32) -> BodyRef {
+        let joiners = self.tasks[task].joiners;
+        let body = self.tasks.retire(task);
+        self.fire_joiners(joiners, &body);
         body
     }
 
