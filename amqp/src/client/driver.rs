@@ -3,8 +3,10 @@
 //! Handles and driver share [`Shared`]. A user's call appends to the protocol's output and nudges the driver, which has
 //! its turn behind all tasks that are ready by then, and again as long as they go on filling it up to 64 KiB; so what they all queued leaves in one write, the
 //! acks merged just before.
-//! What arrives is read until the socket is empty, or 256 KiB, then taken apart in one go, and only afterwards, when nothing is
-//! borrowed any more, is anybody woken.
+//! What a read brings is taken apart in one go, and only afterwards, when nothing is borrowed any more, is anybody woken. When the socket is empty, or
+//! 256 KiB have been read, whoever was woken has a turn, and what they say in return is sent before the driver waits again. So a message and its answer
+//! take two turns of the driver: one that reads, one that writes and waits. The wait to read is made once for each read, whatever else there is to do
+//! meanwhile.
 //!
 //! What must stay true:
 //!
@@ -14,11 +16,13 @@
 //! - A peer is found dead only after an attempt to read: a task that kept the kernel busy for long is no proof of anything.
 //! - Whatever ends the driver, everybody who waits is told: [`Shared::end`] runs also when it is dropped.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Instant;
 
+use kernel::traps::SleepUntil;
 use kernel::{Interrupt, sleep_until};
 
 use super::shared::Shared;
@@ -88,6 +92,10 @@ impl Outgoing {
         self.sending.rest()
     }
 
+    fn is_empty(&self) -> bool {
+        self.rest().is_empty()
+    }
+
     /// Takes what there is to be sent, if the last is gone.
     fn fill(&mut self, shared: &Shared) {
         self.sending.fill(&mut shared.core.borrow_mut());
@@ -137,170 +145,233 @@ pub(super) struct Pipe {
 /// Runs a connection until it has ended.
 pub(super) async fn drive(pipe: &mut Pipe, shared: &Shared) {
     let Pipe { transport, input } = pipe;
-    let mut outgoing = Outgoing::default();
-    let mut timer = pin!(None::<kernel::traps::SleepUntil>);
-    let mut armed: Option<Instant> = None;
+    if let Some(tuned) = shared.peek(Core::tuned) {
+        transport.set_user_timeout(u32::from(tuned.heartbeat) * 2);
+    }
+    let mut driver = Driver {
+        transport,
+        shared,
+        outgoing: Outgoing::default(),
+        timer: pin!(None),
+        due: None,
+        now: kernel::now(),
+    };
     let mut read_in_a_row = 0;
-    let mut has_options = false;
-    let mut now = kernel::now();
     loop {
-        shared.nudge.clear();
-        outgoing.fill(shared);
-        shared.close_step(now, outgoing.rest().is_empty());
-        if shared.peek(Core::is_down) {
-            last_words(transport, &mut outgoing, shared).await;
-            return;
-        }
-        if outgoing.rest().is_empty() {
-            // `close_step` may have had something to say.
-            outgoing.fill(shared);
-        }
-        if !has_options && let Some(tuned) = shared.peek(Core::tuned) {
-            has_options = true;
-            transport.set_user_timeout(u32::from(tuned.heartbeat) * 2);
-        }
-        if !outgoing.rest().is_empty() {
-            outgoing.stalled_since.get_or_insert(now);
-        }
-        let due = shared.deadline(outgoing.stalled_since, now);
-        if let Some(due) = due
-            && armed.is_none_or(|armed| due < armed)
-        {
-            timer.set(Some(sleep_until(due)));
-            armed = Some(due);
-        }
-
-        let woke = {
-            let wants_write = !outgoing.rest().is_empty();
-            let wants_read = shared.overfull.get() == 0;
-            let mut write = pin!(transport.write(outgoing.rest()));
-            let mut read = pin!(transport.read(input.space()));
-            // Ciphertext that the system has not taken leaves with the next read or write. Where there is neither, it has to be seen to.
-            let wants_flush = !wants_write && !wants_read;
-            let mut flush = pin!(wants_flush.then(|| transport.flush()));
-            let mut nudge = pin!(shared.nudge.wait());
-            std::future::poll_fn(|cx| {
-                if wants_write && let Poll::Ready(wrote) = write.as_mut().poll(cx) {
-                    return Poll::Ready(Woke::Wrote(wrote));
-                }
-                if wants_read && let Poll::Ready(read) = read.as_mut().poll(cx) {
-                    return Poll::Ready(Woke::Read(read));
-                }
-                if let Some(flushing) = flush.as_mut().as_pin_mut()
-                    && let Poll::Ready(flushed) = flushing.poll(cx)
-                {
-                    flush.set(None);
-                    if let Err(error) = flushed {
-                        return Poll::Ready(Woke::Wrote(Err(error)));
-                    }
-                }
-                if let Some(timer) = timer.as_mut().as_pin_mut()
-                    && let Poll::Ready(time) = timer.poll(cx)
-                {
-                    return Poll::Ready(time.map_or_else(Woke::Interrupted, |_| Woke::Time));
-                }
-                nudge.as_mut().poll(cx).map(|nudged| match nudged {
-                    Ok(()) => Woke::Nudged,
-                    Err(interrupt) => Woke::Interrupted(interrupt),
-                })
-            })
-            .await
-        };
-        now = kernel::now();
-        if let Some(due) = armed
-            && due <= now
-        {
-            if let Woke::Read(Ok(1..)) = woke {
-                // That we are alive is said before what has come is looked at.
-                shared.core.borrow_mut().beat(now);
-            }
-            shared.lagged(now - due);
-        }
-        match woke {
-            Woke::Wrote(Ok(n)) => {
-                outgoing.wrote(n, shared, now);
-            }
-            Woke::Read(Ok(0)) => {
+        let space = input.space();
+        let room = space.len();
+        let read = match driver.serve(pin!(transport.read(space))).await {
+            None => return,
+            Some(Ok(0)) => {
                 shared.with_sink(|core, sink| core.stream_ended(None, sink));
-            }
-            Woke::Read(Ok(n)) => {
-                input.feed(n, |bytes| shared.feed(bytes, now));
-                read_in_a_row += n;
-                if armed.is_some_and(|at| at <= now) {
-                    armed = None;
-                    timer.set(None);
-                    shared.tick(now);
-                    outgoing.check_stall(shared, now);
-                }
-                if read_in_a_row >= FAIR_READ {
-                    read_in_a_row = 0;
-                    if let Err(interrupt) = kernel::yield_now().await {
-                        shared.give_up(Down::Io(interrupt.to_string()));
-                    }
-                    now = kernel::now();
-                }
                 continue;
             }
-            Woke::Wrote(Err(error)) | Woke::Read(Err(error)) => {
-                let text = Some(error.to_string());
-                shared.with_sink(|core, sink| core.stream_ended(text, sink));
+            Some(Ok(read)) => read,
+            Some(Err(error)) => {
+                driver.broke(&error);
+                continue;
             }
-            Woke::Nudged => {
-                if let Err(interrupt) = gather(shared).await {
-                    shared.give_up(Down::Io(interrupt.to_string()));
+        };
+        driver.take_in(input, read);
+        read_in_a_row += read;
+        if transport.has_emptied(read, room) || read_in_a_row >= FAIR_READ {
+            read_in_a_row = 0;
+            driver.let_others_run().await;
+        }
+    }
+}
+
+struct Driver<'a> {
+    transport: &'a Transport,
+    shared: &'a Shared,
+    outgoing: Outgoing,
+    timer: Pin<&'a mut Option<SleepUntil>>,
+    /// When the timer goes off.
+    due: Option<Instant>,
+    /// The time since which no other task has run.
+    now: Instant,
+}
+
+impl Driver<'_> {
+    /// Sends what there is, and keeps time, until something has been read. `None` if the connection has ended.
+    ///
+    /// `read` is one wait to read, however often there is something else to do meanwhile.
+    async fn serve(
+        &mut self,
+        mut read: Pin<&mut impl Future<Output = io::Result<usize>>>,
+    ) -> Option<io::Result<usize>> {
+        let shared = self.shared;
+        loop {
+            shared.nudge.clear();
+            if let Err(error) = self.send().await {
+                self.broke(&error);
+            }
+            shared.close_step(self.now, self.outgoing.is_empty());
+            if shared.peek(Core::is_down) {
+                self.last_words().await;
+                return None;
+            }
+            self.set_timer();
+            match self.wait(read.as_mut()).await {
+                Woke::Read(read) => return Some(read),
+                Woke::Wrote(Ok(n)) => self.outgoing.wrote(n, shared, self.now),
+                Woke::Wrote(Err(error)) => self.broke(&error),
+                Woke::Nudged => self.gather().await,
+                Woke::Time => self.tick(),
+                Woke::Interrupted(interrupt) => self.interrupted(&interrupt),
+            }
+        }
+    }
+
+    /// Gives the socket what there is, as far as it takes that at once.
+    async fn send(&mut self) -> io::Result<()> {
+        self.outgoing.fill(self.shared);
+        while !self.outgoing.is_empty() {
+            let Some(wrote) = at_once(self.transport.write(self.outgoing.rest())).await else {
+                self.outgoing.stalled_since.get_or_insert(self.now);
+                break;
+            };
+            self.outgoing.wrote(wrote?, self.shared, self.now);
+            if self.shared.peek(Core::output_len) > 0 {
+                // Of large bodies there is one part at a time.
+                self.outgoing.fill(self.shared);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timer(&mut self) {
+        let due = self.shared.deadline(self.outgoing.stalled_since, self.now);
+        if let Some(due) = due
+            && self.due.is_none_or(|armed| due < armed)
+        {
+            self.timer.set(Some(sleep_until(due)));
+            self.due = Some(due);
+        }
+    }
+
+    async fn wait(&mut self, mut read: Pin<&mut impl Future<Output = io::Result<usize>>>) -> Woke {
+        let (transport, shared) = (self.transport, self.shared);
+        let wants_write = !self.outgoing.is_empty();
+        let wants_read = shared.overfull.get() == 0;
+        // Ciphertext that the system has not taken leaves with the next read or write. Where there is neither, it has to be seen to.
+        let wants_flush = !wants_write && !wants_read;
+        let mut write = pin!(wants_write.then(|| transport.write(self.outgoing.rest())));
+        let mut flush = pin!(wants_flush.then(|| transport.flush()));
+        let mut nudge = pin!(shared.nudge.wait());
+        let woke = poll_fn(|cx| {
+            if let Some(write) = write.as_mut().as_pin_mut()
+                && let Poll::Ready(wrote) = write.poll(cx)
+            {
+                return Poll::Ready(Woke::Wrote(wrote));
+            }
+            if wants_read && let Poll::Ready(read) = read.as_mut().poll(cx) {
+                return Poll::Ready(Woke::Read(read));
+            }
+            if let Some(flushing) = flush.as_mut().as_pin_mut()
+                && let Poll::Ready(flushed) = flushing.poll(cx)
+            {
+                flush.set(None);
+                if let Err(error) = flushed {
+                    return Poll::Ready(Woke::Wrote(Err(error)));
                 }
             }
-            Woke::Time => {
-                armed = None;
-                timer.set(None);
-                shared.tick(now);
-                outgoing.check_stall(shared, now);
+            if let Poll::Ready(nudged) = nudge.as_mut().poll(cx) {
+                return Poll::Ready(nudged.map_or_else(Woke::Interrupted, |()| Woke::Nudged));
             }
-            Woke::Interrupted(interrupt) => {
-                shared.give_up(Down::Io(format!("its task was interrupted: {interrupt}")));
+            if let Some(timer) = self.timer.as_mut().as_pin_mut()
+                && let Poll::Ready(time) = timer.poll(cx)
+            {
+                return Poll::Ready(time.map_or_else(Woke::Interrupted, |_| Woke::Time));
+            }
+            Poll::Pending
+        })
+        .await;
+        self.now = kernel::now();
+        if let Some(due) = self.due
+            && due <= self.now
+        {
+            shared.lagged(self.now - due);
+        }
+        woke
+    }
+
+    /// Takes apart what has come.
+    fn take_in(&mut self, input: &mut Input, read: usize) {
+        let is_due = self.due.is_some_and(|due| due <= self.now);
+        if is_due {
+            // That we are alive is said before what has come is looked at.
+            self.shared.core.borrow_mut().beat(self.now);
+        }
+        input.feed(read, |bytes| self.shared.feed(bytes, self.now));
+        if is_due {
+            self.tick();
+        }
+    }
+
+    /// Does what is due; only after an attempt to read.
+    fn tick(&mut self) {
+        self.due = None;
+        self.timer.set(None);
+        self.shared.tick(self.now);
+        self.outgoing.check_stall(self.shared, self.now);
+    }
+
+    /// Whoever was woken by what has come goes first, so that what they have to say leaves in one write.
+    async fn let_others_run(&mut self) {
+        if let Err(interrupt) = kernel::yield_now().await {
+            self.interrupted(&interrupt);
+        }
+        self.gather().await;
+    }
+
+    /// Lets tasks go on that are in the middle of publishing: after so many operations in a row each has to let others run, and the
+    /// driver is one of them.
+    async fn gather(&mut self) {
+        let mut queued = self.shared.peek(Core::output_len);
+        while (A_BATCH..ENOUGH).contains(&queued) {
+            if let Err(interrupt) = kernel::yield_now().await {
+                self.interrupted(&interrupt);
+                break;
+            }
+            let before = std::mem::replace(&mut queued, self.shared.peek(Core::output_len));
+            if queued <= before {
+                break;
             }
         }
-        read_in_a_row = 0;
+        self.now = kernel::now();
+    }
+
+    fn broke(&self, error: &io::Error) {
+        let text = Some(error.to_string());
+        self.shared
+            .with_sink(|core, sink| core.stream_ended(text, sink));
+    }
+
+    fn interrupted(&self, interrupt: &Interrupt) {
+        let text = format!("its task was interrupted: {interrupt}");
+        self.shared.give_up(Down::Io(text));
+    }
+
+    /// Sends what there still is to say, the answer to a `connection.close`, if the socket takes it at once.
+    async fn last_words(&mut self) {
+        if self.send().await.is_ok()
+            && self.outgoing.is_empty()
+            && let Some(Err(error)) = at_once(self.transport.say_goodbye()).await
+        {
+            log::debug!("the end of the connection was not said: {error}");
+        }
     }
 }
 
-/// Lets tasks go on that are in the middle of publishing: after so many operations in a row each has to let others run, and the
-/// driver is one of them.
-async fn gather(shared: &Shared) -> Result<(), Interrupt> {
-    let mut queued = shared.peek(Core::output_len);
-    while (A_BATCH..ENOUGH).contains(&queued) {
-        kernel::yield_now().await?;
-        let before = std::mem::replace(&mut queued, shared.peek(Core::output_len));
-        if queued <= before {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Sends what there still is to say, the answer to a `connection.close`, if the socket takes it at once.
-async fn last_words(transport: &Transport, outgoing: &mut Outgoing, shared: &Shared) {
-    loop {
-        outgoing.fill(shared);
-        if outgoing.rest().is_empty() {
-            let mut goodbye = pin!(transport.say_goodbye());
-            let said = std::future::poll_fn(|cx| Poll::Ready(goodbye.as_mut().poll(cx))).await;
-            if let Poll::Ready(Err(error)) = said {
-                log::debug!("the end of the connection was not said: {error}");
-            }
-            return;
-        }
-        let wrote = {
-            let mut write = pin!(transport.write(outgoing.rest()));
-            std::future::poll_fn(|cx| match write.as_mut().poll(cx) {
-                Poll::Ready(Ok(n)) => Poll::Ready(n),
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(0),
-            })
-            .await
-        };
-        if wrote == 0 {
-            return;
-        }
-        outgoing.sending.advance(wrote);
-    }
+/// What a future has to say at its first poll, and then it is dropped.
+async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        Poll::Ready(match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }

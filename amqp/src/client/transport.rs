@@ -62,6 +62,18 @@ impl Transport {
         }
     }
 
+    /// Whether a read that gave `read` bytes where there was room for `room` has left nothing behind, as far as can be told.
+    pub(super) fn has_emptied(&self, read: usize, room: usize) -> bool {
+        match self {
+            Self::Tcp(_) => read < room,
+            // A record at a time, however many there are.
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => false,
+            #[cfg(test)]
+            Self::Unix(_) => read < room,
+        }
+    }
+
     /// Writes as much as is taken. Of that, a part may leave only while something is read, written or flushed.
     pub(super) async fn write(&self, data: &[u8]) -> io::Result<usize> {
         match self {

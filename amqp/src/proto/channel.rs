@@ -7,7 +7,7 @@ use super::content::Assembly;
 use super::event::{ChannelKey, ConsumerKey, Event, Lost, Outcome, ReqId};
 use super::unsettled::Unsettled;
 use crate::error::EncodeError;
-use crate::wire::Publish;
+use crate::wire::{Deliver, Publish};
 
 pub(super) struct Channel {
     pub(super) key: ChannelKey,
@@ -15,9 +15,7 @@ pub(super) struct Channel {
     /// Answers come in the order of the requests, with two exceptions: see [`Channel::next_in_order`].
     pub(super) waiters: VecDeque<Waiter>,
     pub(super) consumers: Consumers,
-    /// Exchange and routing key of the last delivery, most likely those of the next.
-    pub(super) last_exchange: String,
-    pub(super) last_key: String,
+    pub(super) last_delivered: LastDelivered,
     pub(super) assembly: Assembly,
     pub(super) unsettled: Unsettled,
     /// In confirm mode.
@@ -61,6 +59,33 @@ impl LastPublished {
         publish.routing_key.clone_into(&mut self.key);
         (self.mandatory, self.immediate) = (publish.mandatory, publish.immediate);
         Ok(())
+    }
+}
+
+/// Exchange and routing key of the last delivery, most likely those of the next.
+pub(super) struct LastDelivered {
+    pub(super) exchange: String,
+    pub(super) key: String,
+    /// Both as they came.
+    pub(super) names: Vec<u8>,
+}
+
+impl LastDelivered {
+    /// Two empty names.
+    fn none() -> Self {
+        Self {
+            exchange: String::new(),
+            key: String::new(),
+            names: vec![0, 0],
+        }
+    }
+
+    /// Keeps the names of a delivery, and its arguments' bytes.
+    pub(super) fn change(&mut self, deliver: &Deliver<'_>, args: &[u8]) {
+        deliver.exchange.clone_into(&mut self.exchange);
+        deliver.routing_key.clone_into(&mut self.key);
+        self.names.clear();
+        self.names.extend_from_slice(Deliver::names(args));
     }
 }
 
@@ -109,8 +134,7 @@ impl Channel {
             stage: Stage::Opening,
             waiters: VecDeque::new(),
             consumers: Consumers::default(),
-            last_exchange: String::new(),
-            last_key: String::new(),
+            last_delivered: LastDelivered::none(),
             assembly: Assembly::new(max_body),
             unsettled: Unsettled::default(),
             confirms: None,

@@ -495,33 +495,38 @@ fn delivery(
     body: Cow<'_, [u8]>,
     sink: &mut Sink<'_>,
 ) -> Result<(), WireError> {
-    let consumer = channel.consumers.last();
-    let like = Deliver {
-        consumer_tag: consumer.map_or("", |consumer| &consumer.tag),
-        delivery_tag: 0,
-        redelivered: false,
-        exchange: &channel.last_exchange,
-        routing_key: &channel.last_key,
+    let like_last = channel.consumers.last().and_then(|consumer| {
+        Deliver::number_if_like(args, &consumer.tag, &channel.last_delivered.names)
+    });
+    let (delivery_tag, redelivered) = match like_last {
+        Some(number) => number,
+        None => unlike_last(channel, args)?,
     };
-    let deliver = Deliver::decode_like(args, like)?;
-    let is_like = std::ptr::eq(deliver.consumer_tag, like.consumer_tag)
-        && std::ptr::eq(deliver.exchange, like.exchange)
-        && std::ptr::eq(deliver.routing_key, like.routing_key);
-    if is_like && let Some(consumer) = consumer {
-        let (key, unsettled) = (channel.key, &mut channel.unsettled);
-        return hand_out(key, consumer, unsettled, out, deliver, props, body, sink);
-    }
-    let deliver = Deliver::decode(args)?;
-    deliver.exchange.clone_into(&mut channel.last_exchange);
-    deliver.routing_key.clone_into(&mut channel.last_key);
-    let Some(consumer) = channel.consumers.by_tag(deliver.consumer_tag) else {
-        let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
-        return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+    let (consumer, names) = (channel.consumers.last(), &channel.last_delivered);
+    let consumer = consumer.expect("it is the last delivery's, or has just been found");
+    let deliver = Deliver {
+        consumer_tag: &consumer.tag,
+        delivery_tag,
+        redelivered,
+        exchange: &names.exchange,
+        routing_key: &names.key,
     };
     let (key, unsettled) = (channel.key, &mut channel.unsettled);
     hand_out(key, consumer, unsettled, out, deliver, props, body, sink)
 }
 
+/// A delivery for another consumer than the last one, or of other names. From now on those are the last. Answers its tag, and whether it was redelivered.
+fn unlike_last(channel: &mut Channel, args: &[u8]) -> Result<(u64, bool), WireError> {
+    let deliver = Deliver::decode(args)?;
+    if channel.consumers.by_tag(deliver.consumer_tag).is_none() {
+        let detail = format_args!("delivery for unknown consumer '{}'", deliver.consumer_tag);
+        return Err(bad_method(ReplyCode::NOT_ALLOWED, hot::DELIVER, detail));
+    }
+    channel.last_delivered.change(&deliver, args);
+    Ok((deliver.delivery_tag, deliver.redelivered))
+}
+
+#[inline]
 fn hand_out(
     channel: ChannelKey,
     consumer: &Consumer,

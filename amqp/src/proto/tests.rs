@@ -1244,6 +1244,30 @@ fn deliveries_with_other_names_than_the_last_are_told_with_their_own() {
     assert!(down);
 }
 
+#[test]
+fn a_first_delivery_without_names_is_refused() {
+    let (mut rig, key) = Rig::with_channel();
+    rig.consume(key, false);
+    let mut bytes = Vec::new();
+    put_delivery(&mut bytes, key.id(), 1, b"");
+    // The frame ends behind the number: a head of 7 bytes, class and method, the consumer's tag and nine more.
+    let args = 2 + 9;
+    bytes[3..7].copy_from_slice(&(4 + args as u32).to_be_bytes());
+    bytes.truncate(7 + 4 + args);
+    bytes.push(0xCE);
+    put_content(&mut bytes, key.id(), Props::EMPTY.as_bytes(), b"", 1);
+    let mut down = None;
+    rig.conn.feed(&bytes, rig.now, &mut |event| {
+        if let Event::Down(why) = event {
+            down = Some(why.clone());
+        }
+    });
+    assert!(
+        matches!(&down, Some(Down::Violation(error)) if error.code == ReplyCode::FRAME_ERROR),
+        "{down:?}"
+    );
+}
+
 /// Accepts: amqp/R37
 #[test]
 fn channel_numbers_are_used_again_lowest_first_and_only_as_many_as_agreed() {

@@ -58,16 +58,6 @@ impl<'a> Cursor<'a> {
         self.take(n as usize)
     }
 
-    /// As [`Cursor::short_str`], a little sooner if it is the same as `like`.
-    #[inline]
-    pub(super) fn short_str_like(&mut self, like: &'a str) -> Result<&'a str, Fault> {
-        let bytes = self.short().ok_or(Fault::Truncated)?;
-        if bytes == like.as_bytes() {
-            return Ok(like);
-        }
-        std::str::from_utf8(bytes).map_err(|_| Fault::Utf8)
-    }
-
     #[inline]
     pub(super) fn short_str(&mut self) -> Result<&'a str, Fault> {
         let bytes = self.short().ok_or(Fault::Truncated)?;

@@ -103,7 +103,7 @@ impl Splitter {
     ///
     /// # Errors
     /// 501 for what is no frame or too large a one, 505 for one that its channel cannot carry.
-    #[inline]
+    #[inline(always)]
     pub fn next_frame<'a>(&self, buf: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>, WireError> {
         let Some((head, rest)) = buf.split_first_chunk::<7>() else {
             return Ok(None);

@@ -262,6 +262,27 @@ impl<'a> Props<'a> {
         PropsBuf(out)
     }
 
+    /// Appends the same with `delivery_mode` 2; what cannot be read goes as it is.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn put_persistent(&self, out: &mut Vec<u8>) {
+        let mut cursor = Cursor(self.0);
+        let flags = cursor.u16().filter(|flags| flags & NOT_PROPERTIES == 0);
+        let mut before = [CONTENT_TYPE, CONTENT_ENCODING, HEADERS].into_iter();
+        let is_there = |bit| flags.is_some_and(|flags| flags & bit != 0);
+        let can_be_read = before.all(|bit| !is_there(bit) || skip(&mut cursor, bit).is_some());
+        let (Some(flags), true) = (flags, can_be_read) else {
+            return out.extend_from_slice(self.0);
+        };
+        let at = self.0.len() - cursor.0.len();
+        if is_there(DELIVERY_MODE) {
+            let _ = skip(&mut cursor, DELIVERY_MODE);
+        }
+        out.extend_from_slice(&(flags | DELIVERY_MODE).to_be_bytes());
+        out.extend_from_slice(&self.0[2..at]);
+        out.push(2);
+        out.extend_from_slice(cursor.0);
+    }
+
     /// All at once, to change some and encode again. What is not UTF-8 is left out.
     pub fn to_properties(&self) -> Properties<'a> {
         Properties {
@@ -378,28 +399,22 @@ impl Properties<'_> {
         if let Some(headers) = self.headers {
             headers.check()?;
         }
-        for (what, s) in [
-            ("content_type", self.content_type),
-            ("content_encoding", self.content_encoding),
-            ("correlation_id", self.correlation_id),
-            ("reply_to", self.reply_to),
-            ("expiration", self.expiration),
-            ("message_id", self.message_id),
-            ("type", self.kind),
-            ("user_id", self.user_id),
-            ("app_id", self.app_id),
-            ("cluster_id", self.cluster_id),
-        ] {
-            if let Some(s) = s {
-                check_short(what, s)?;
-            }
+        let at = out.len();
+        let written = self.write(out);
+        if written.is_err() {
+            out.truncate(at);
         }
+        written
+    }
 
+    /// Appends flags and fields, up to a short string that is none.
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let at = out.len();
         out.extend_from_slice(&[0, 0]);
         let mut fields = Fields { out, flags: 0 };
-        fields.short(CONTENT_TYPE, self.content_type);
-        fields.short(CONTENT_ENCODING, self.content_encoding);
+        fields.short(CONTENT_TYPE, "content_type", self.content_type)?;
+        fields.short(CONTENT_ENCODING, "content_encoding", self.content_encoding)?;
         if let Some(Table(bytes)) = self.headers {
             fields.put(HEADERS, &(bytes.len() as u32).to_be_bytes(), bytes);
         }
@@ -409,17 +424,17 @@ impl Properties<'_> {
         if let Some(priority) = self.priority {
             fields.put(PRIORITY, &[], &[priority]);
         }
-        fields.short(CORRELATION_ID, self.correlation_id);
-        fields.short(REPLY_TO, self.reply_to);
-        fields.short(EXPIRATION, self.expiration);
-        fields.short(MESSAGE_ID, self.message_id);
+        fields.short(CORRELATION_ID, "correlation_id", self.correlation_id)?;
+        fields.short(REPLY_TO, "reply_to", self.reply_to)?;
+        fields.short(EXPIRATION, "expiration", self.expiration)?;
+        fields.short(MESSAGE_ID, "message_id", self.message_id)?;
         if let Some(seconds) = self.timestamp {
             fields.put(TIMESTAMP, &[], &seconds.to_be_bytes());
         }
-        fields.short(KIND, self.kind);
-        fields.short(USER_ID, self.user_id);
-        fields.short(APP_ID, self.app_id);
-        fields.short(CLUSTER_ID, self.cluster_id);
+        fields.short(KIND, "type", self.kind)?;
+        fields.short(USER_ID, "user_id", self.user_id)?;
+        fields.short(APP_ID, "app_id", self.app_id)?;
+        fields.short(CLUSTER_ID, "cluster_id", self.cluster_id)?;
         let flags = fields.flags;
         out[at..at + 2].copy_from_slice(&flags.to_be_bytes());
         Ok(())
@@ -439,10 +454,13 @@ impl Fields<'_> {
         self.out.extend_from_slice(bytes);
     }
 
-    fn short(&mut self, bit: u16, s: Option<&str>) {
+    #[inline]
+    fn short(&mut self, bit: u16, what: &'static str, s: Option<&str>) -> Result<(), EncodeError> {
         if let Some(s) = s {
+            check_short(what, s)?;
             self.put(bit, &[s.len() as u8], s.as_bytes());
         }
+        Ok(())
     }
 }
 
