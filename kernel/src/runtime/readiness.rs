@@ -38,15 +38,15 @@ struct Side {
 }
 
 impl Readiness {
-    pub(crate) const fn unregistered() -> Self {
-        const NEW: Side = Side {
+    pub(crate) fn unregistered() -> Self {
+        let side = || Side {
             waiter: Cell::new(NIL),
             is_ready: Cell::new(true),
             stays_ready: Cell::new(true),
         };
         Self {
             at: Cell::new(None),
-            sides: [NEW; 2],
+            sides: [side(), side()],
         }
     }
 
