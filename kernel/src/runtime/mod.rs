@@ -104,6 +104,8 @@ pub(crate) struct Core {
     remotes: Arc<()>,
     /// Polls since the last look outside.
     polls: Cell<u32>,
+    /// So many polls after the last look, `must_look` has something to say.
+    next_check: Cell<u32>,
     /// When `CLOCK_FIRST` polls had been made since the last look.
     busy_since: Cell<u64>,
     io_interval: u32,
@@ -252,6 +254,7 @@ impl Core {
             away: Cell::new(true),
             remotes: Arc::new(()),
             polls: Cell::new(0),
+            next_check: Cell::new(CLOCK_FIRST.min(builder.io_interval)),
             busy_since: Cell::new(0),
             io_interval: builder.io_interval,
             mail: RefCell::default(),
@@ -561,26 +564,24 @@ impl Core {
 
     /// How many tasks to run before `must_look` has something to say.
     fn batch(&self) -> u32 {
-        let polls = self.polls.get();
-        let to_look = self.io_interval.saturating_sub(polls);
-        let to_clock = match polls {
-            ..CLOCK_FIRST => CLOCK_FIRST - polls,
-            _ => CLOCK_INTERVAL - polls % CLOCK_INTERVAL,
-        };
-        to_look.min(to_clock)
+        self.next_check.get() - self.polls.get()
+    }
+
+    fn check_after(&self, polls: u32) {
+        self.next_check.set(polls.min(self.io_interval));
     }
 
     /// Whether it is time to look outside although tasks are ready, now that `taken` more have run.
     fn must_look(&self, taken: u32) -> bool {
         let polls = self.polls.get() + taken;
         self.polls.set(polls);
+        if polls < self.next_check.get() {
+            return false;
+        }
         if polls >= self.io_interval {
             return true;
         }
-        let is_time = polls == CLOCK_FIRST || polls.is_multiple_of(CLOCK_INTERVAL);
-        if taken == 0 || !is_time {
-            return false;
-        }
+        self.check_after((polls / CLOCK_INTERVAL + 1) * CLOCK_INTERVAL);
         let state = self.state.borrow();
         if state.wheel.is_empty() && state.reactor.is_empty() {
             return false;
@@ -595,6 +596,7 @@ impl Core {
     /// Polls I/O, fires timers and drains the inbox; waits for something to do for up to `max_wait` if no task is ready.
     fn look(&self, max_wait: Option<Duration>) -> io::Result<()> {
         self.polls.set(0);
+        self.check_after(CLOCK_FIRST);
         let planned = match &self.watch {
             Some(watch) if max_wait != Some(Duration::ZERO) => self.watch_idle(watch, max_wait),
             _ => None,

@@ -51,29 +51,27 @@ const fn interest(direction: Direction) -> Interest {
 
 /// Number of a registered source, with the generation that keeps it apart from its successors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct SourceId {
-    index: u32,
-    generation: u32,
-}
+pub(crate) struct SourceId(u64);
 
 impl SourceId {
+    const fn new(index: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | index as u64)
+    }
+
+    const fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     const fn token(self) -> Token {
-        Token((self.generation as usize) << 32 | self.index as usize)
+        Token(self.0 as usize)
     }
 
     const fn from_token(token: Token) -> Self {
-        Self {
-            index: token.0 as u32,
-            generation: (token.0 >> 32) as u32,
-        }
-    }
-
-    pub(crate) const fn to_bits(self) -> u64 {
-        self.token().0 as u64
-    }
-
-    const fn from_bits(bits: u64) -> Self {
-        Self::from_token(Token(bits as usize))
+        Self(token.0 as u64)
     }
 }
 
@@ -122,10 +120,7 @@ impl Reactor {
         let index = u32::try_from(entry.key()).expect("fewer than 2^32 descriptors");
         // The generation of `WAKE` is never given out.
         self.generation = (self.generation + 1) % u32::MAX;
-        let id = SourceId {
-            index,
-            generation: self.generation,
-        };
+        let id = SourceId::new(index, self.generation);
         let interest = interest(direction);
         self.poll
             .registry()
@@ -145,7 +140,7 @@ impl Reactor {
 
     /// Has the poller tell of that direction, and again of what it told before: what is ready now is reported as a new event.
     fn register_again(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
-        let source = &mut self.sources[id.index as usize];
+        let source = &mut self.sources[id.index()];
         let interest = source.interest | interest(direction);
         self.poll
             .registry()
@@ -156,7 +151,7 @@ impl Reactor {
 
     /// A call on a registered source answered `WouldBlock`, which proves more than any event.
     pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
-        let source = &self.sources[id.index as usize];
+        let source = &self.sources[id.index()];
         let readiness = Rc::clone(&source.readiness);
         if direction == Direction::Write && !source.interest.is_writable() {
             self.register_again(id, direction)?;
@@ -178,14 +173,14 @@ impl Reactor {
             self.get(id).expect("just registered").watchers = 1;
             return Ok(readiness);
         };
-        if self.sources[id.index as usize].readiness.waiter(direction) != NIL {
+        if self.sources[id.index()].readiness.waiter(direction) != NIL {
             return Err(ResourceBusy {
                 writing: direction == Direction::Write,
             }
             .into());
         }
         self.register_again(id, direction)?;
-        let source = &mut self.sources[id.index as usize];
+        let source = &mut self.sources[id.index()];
         if source.watchers > 0 {
             source.watchers += 1;
         }
@@ -195,8 +190,8 @@ impl Reactor {
     #[inline(always)]
     fn get(&mut self, id: SourceId) -> Option<&mut Source> {
         self.sources
-            .get_mut(id.index as usize)
-            .filter(|source| source.generation == id.generation)
+            .get_mut(id.index())
+            .filter(|source| source.generation == id.generation())
     }
 
     /// The nodes that wait to read from and to write to it, `NIL` for none.
@@ -211,14 +206,11 @@ impl Reactor {
         self.sources
             .iter()
             .find(|(_, source)| source.fd == fd)
-            .map(|(index, source)| SourceId {
-                index: index as u32,
-                generation: source.generation,
-            })
+            .map(|(index, source)| SourceId::new(index as u32, source.generation))
     }
 
     pub(crate) fn remove_waiter(&mut self, key: u64, direction: Direction) {
-        if let Some(source) = self.get(SourceId::from_bits(key)) {
+        if let Some(source) = self.get(SourceId(key)) {
             source.readiness.set_waiter(direction, NIL);
             self.waiting -= 1;
         }
@@ -280,7 +272,7 @@ impl State {
             Direction::Read => WaitKind::Read,
             Direction::Write => WaitKind::Write,
         };
-        let node = self.open_wait(kind, id.to_bits(), at)?;
+        let node = self.open_wait(kind, id.0, at)?;
         readiness.set_waiter(direction, node);
         self.reactor.waiting += 1;
         Some(node)
@@ -313,7 +305,7 @@ impl State {
             return;
         }
         let waiters = self.reactor.waiters(id);
-        let Source { fd, readiness, .. } = self.reactor.sources.remove(id.index as usize);
+        let Source { fd, readiness, .. } = self.reactor.sources.remove(id.index());
         readiness.set_at(None);
         if let Err(error) = self.reactor.registry().deregister(&mut SourceFd(&fd)) {
             let text = format!("descriptor {fd} was closed before it was released: {error}");
