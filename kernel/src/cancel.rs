@@ -1,6 +1,7 @@
 //! Cancellation from the task's side: shields, and the pending interrupt.
 
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -102,6 +103,14 @@ pin_project! {
         wait: ForeignWait,
         #[pin]
         body: F,
+    }
+}
+
+impl<F> Interruptible<F> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that awaits this in its turn, not inside it.
+    pub fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.wait.at = at;
+        self
     }
 }
 

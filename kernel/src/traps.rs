@@ -260,8 +260,13 @@ impl Wait {
                 NoteState::Ended => return Poll::Ready(Ok(())),
                 NoteState::Gone => {}
             }
-        } else if !self.is_armed() && !body.is_live() {
-            return Poll::Ready(Ok(()));
+        } else if !self.is_armed() {
+            if !body.is_live() {
+                return Poll::Ready(Ok(()));
+            }
+            if running(|core| core.with(State::make_room_for_note)) {
+                return self.poll_join(cx, body, at);
+            }
         }
         let fired = self.poll(cx, |state| state.open_join(body, at));
         fired.map_ok(|_| ())
@@ -960,7 +965,7 @@ impl<F: FnOnce(Completer)> Future for FutureWait<F> {
 #[derive(Debug)]
 pub(crate) struct ForeignWait {
     wait: Wait,
-    at: &'static Location<'static>,
+    pub(crate) at: &'static Location<'static>,
 }
 
 impl ForeignWait {

@@ -217,7 +217,7 @@ def run(head, blob, entries, max_frame):
     tid = head["tid"]
     started = time.monotonic()
     _current = Current(tid, head.get("attempt", 1), head.get("timeout"))
-    verdict, after = "failed", None
+    verdict, after, function = "failed", None, None
     try:
         message = json.loads(blob.decode("utf-8"))
         function = resolve(message["func"], entries)
@@ -245,6 +245,9 @@ def run(head, blob, entries, max_frame):
     except NotRegistered as error:
         verdict, caught = "not_registered", error
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task ends itself, not its worker
+        # Source that does not parse will not at the next attempt either. What a task itself parses is its own business.
+        if function is None and isinstance(error, SyntaxError):
+            verdict = "permanent"
         caught = error
     finally:
         _current = None

@@ -59,6 +59,7 @@ def forks():
 class Broken(Exception):
     def __str__(self): raise RuntimeError("no text")
 def broken(): raise Broken()
+def parses(text): return eval(text)
 class Mail:
     def __init__(self): pass
     @staticmethod
@@ -69,6 +70,8 @@ helper = helpers.helper
 """
 HELPERS = "def helper(): return 'helper ran'\n"
 BROKEN = "raise RuntimeError('broken at import')\n"
+UNPARSED = "def task():\n    return 1 +\n"
+IMPORTS_UNPARSED = "import unparsed\n"
 
 
 class Worker:
@@ -130,7 +133,7 @@ class WorkerTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        for name, text in [("proj_tasks", TASKS), ("helpers", HELPERS), ("broken", BROKEN)]:
+        for name, text in [("proj_tasks", TASKS), ("helpers", HELPERS), ("broken", BROKEN), ("unparsed", UNPARSED), ("imports_unparsed", IMPORTS_UNPARSED)]:
             with open(os.path.join(cls.folder.name, name + ".py"), "w") as f:
                 f.write(textwrap.dedent(text))
 
@@ -282,6 +285,15 @@ class WorkerTest(unittest.TestCase):
     def test_an_error_inside_a_tasks_module_is_the_tasks_failure(self):
         head, _ = self.worker(allow=["broken"]).call("broken.task")
         self.assertEqual((head["kind"], head["message"], head["verdict"]), ("RuntimeError", "broken at import", "failed"))
+
+    def test_source_that_does_not_parse_will_not_at_the_next_attempt_either(self):
+        w = self.worker(allow=["unparsed", "imports_unparsed", "proj_tasks"])
+        for func in ["unparsed.task", "imports_unparsed.task"]:
+            head, _ = w.call(func)
+            self.assertEqual((head["kind"], head["verdict"]), ("SyntaxError", "permanent"), head)
+            self.assertIn('unparsed.py", line 2', head["trace"])
+        head, _ = w.call("proj_tasks.parses", "((")
+        self.assertEqual((head["kind"], head["verdict"]), ("SyntaxError", "failed"), "what a task itself parses is another thing")
 
     # Accepts: seed/python_import_path
     def test_sweepeas_own_tasks_are_there_without_a_module_of_that_name(self):

@@ -19,7 +19,7 @@ pub enum Outcome {
         /// Why.
         failure: Failure,
     },
-    /// The function said that no further attempt can help.
+    /// The function said that no further attempt can help, or its source does not parse.
     Permanent(Failure),
     /// It ran longer than it may.
     TimedOut {
@@ -47,7 +47,7 @@ pub enum Outcome {
 pub enum Reason {
     /// Failed, and no attempts are left.
     Failed,
-    /// Failed for good, by its own word.
+    /// Failed for good: by its own word, or because its source does not parse.
     Permanent,
     /// Ran into its time limit, and no attempts are left.
     Timeout,

@@ -11,7 +11,7 @@ use amqp::client::{
 };
 use amqp::error::ReplyCode;
 use amqp::wire::cold::channel;
-use amqp::wire::{Method, Properties};
+use amqp::wire::{Method, Properties, TableBuf};
 use kernel::{MaybeInterrupt, drop_after, spawn, timeout_after};
 use rig::{Broker, Direction, PATIENCE, Proxy, unique};
 
@@ -285,6 +285,57 @@ fn a_delivery_or_consumer_that_is_dropped_gives_its_messages_back() {
         }
         bodies.sort();
         assert_eq!(bodies, [b"a", b"b", b"c"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_said_of_a_message_stays_said_in_any_order() {
+    with_queue(async |connection, channel, name| {
+        let publisher = connection.publisher(PublisherOptions::default()).await?;
+        let (mut headers, mut long) = (TableBuf::new(), Vec::new());
+        headers.insert("attempt", 3)?;
+        long.resize(200, b'x');
+        let id = std::str::from_utf8(&long).expect("it is ASCII");
+        let transient = Properties {
+            content_type: Some("text/plain"),
+            headers: Some(headers.as_table()),
+            delivery_mode: Some(1),
+            priority: Some(4),
+            message_id: Some(id),
+            ..Properties::default()
+        };
+        let silent = Properties {
+            delivery_mode: None,
+            ..transient
+        };
+        for properties in [transient, silent, Properties::default()] {
+            let encoded = properties.encode()?;
+            let plain = || Message::new(b"x").key(&name);
+            let wanted = Properties {
+                delivery_mode: Some(2),
+                ..properties
+            };
+            for message in [
+                plain().properties(&properties).persistent().mandatory(),
+                plain().persistent().properties(&properties).mandatory(),
+                plain().mandatory().properties(&encoded).persistent(),
+                plain().mandatory().persistent().properties(&encoded),
+            ] {
+                publisher.send(message).await?;
+                let delivery = channel.get(&name).await?.expect("there is one");
+                assert_eq!(delivery.props().to_properties(), wanted);
+                delivery.ack();
+            }
+            publisher.send(plain().properties(&encoded)).await?;
+            let delivery = channel.get(&name).await?.expect("there is one");
+            assert_eq!(delivery.props().to_properties(), properties);
+            delivery.ack();
+        }
+        let unknown = unique("client");
+        let message = Message::new(b"x").persistent().key(&unknown).mandatory();
+        let returned = publisher.send(message).await;
+        assert!(matches!(returned, Err(Error::Returned(_))), "{returned:?}");
         Ok(())
     });
 }

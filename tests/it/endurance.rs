@@ -17,7 +17,14 @@ const MESSAGES: u32 = if cfg!(debug_assertions) {
 } else {
     1_000_000
 };
-const CONNECTIONS: u32 = if cfg!(debug_assertions) { 300 } else { 5_000 };
+const CONNECTIONS: u32 = if cfg!(debug_assertions) { 200 } else { 5_000 };
+
+/// In which they end on a slow machine, too.
+const LIMIT: Duration = if cfg!(debug_assertions) {
+    PATIENCE.saturating_mul(7)
+} else {
+    PATIENCE.saturating_mul(30)
+};
 
 /// What an allocator needs for its own comfort.
 const SLACK: u64 = 1 << 20;
@@ -27,15 +34,13 @@ fn play(scene: &str) {
     let mut command = Command::new(env::current_exe().expect("a running program has a path"));
     command.args(["--ignored", "--exact", "--nocapture", "--test-threads", "1"]);
     command.arg(format!("endurance::{scene}"));
-    let played = Process::spawn(&mut command).ended_by(Deadline::after(8 * PATIENCE));
+    let played = Process::spawn(&mut command).ended_by(Deadline::after(LIMIT + PATIENCE));
     let played = played.expect_code(0).stdout;
     assert!(played.contains("1 passed"), "{played}");
 }
 
 fn run(body: impl Future<Output = Result<(), Error>>) {
-    kernel::run(timeout_after(7 * PATIENCE, body))
-        .unwrap()
-        .unwrap();
+    kernel::run(timeout_after(LIMIT, body)).unwrap().unwrap();
 }
 
 /// The processes whose growth counts: this one, and the broker if it is the test's own.
@@ -157,21 +162,50 @@ fn connections() {
         let connection = client::connect(&broker.url_through(proxy.address()), options).await?;
         let mut events = connection.events();
         let channel = connection.channel().await?;
-        let queue = unique("endurance");
+        let (exchange, queue) = (unique("endurance"), unique("endurance"));
+        channel.exchange(&exchange, "fanout").declare().await?;
         channel.queue(&queue).durable().declare().await?;
-        let mut consumer = channel.consume(&queue).prefetch(10).start().await?;
+        // Gone with each connection, and another one with the next.
+        let other = channel.queue("").exclusive().declare().await?.name;
+        let mut consumers = Vec::new();
+        for queue in [&queue, &other] {
+            channel.bind_queue(queue, &exchange, "").await?;
+            consumers.push(channel.consume(queue).prefetch(10).start().await?);
+        }
         let publisher = connection.publisher(PublisherOptions::default()).await?;
         let mut half = (Vec::new(), Vec::new());
         for n in 1..=CONNECTIONS {
+            let message = Message::new(b"before").exchange(&exchange).mandatory();
+            let before = publisher.publish(message).await?;
+            // Half of them leave, and come twice or not.
+            if n % 2 == 0 {
+                kernel::yield_now().await?;
+            }
             proxy.reset();
-            while !matches!(
-                events.next().await?,
-                Some(ConnectionEvent::Recovered { .. })
-            ) {}
-            publisher
-                .send(Message::new(b"x").key(&queue).mandatory())
-                .await?;
-            consumer.next().await?.expect("there is one").ack();
+            let renamed = loop {
+                match events.next().await?.expect("it is given up by nobody") {
+                    ConnectionEvent::Recovered { renamed } => break renamed,
+                    ConnectionEvent::EntityFailed { entity, error } => {
+                        panic!("{entity:?}: {error}")
+                    }
+                    _ => {}
+                }
+            };
+            assert_eq!(renamed.len(), 1, "{renamed:?}");
+            before.await?;
+            let body = n.to_be_bytes();
+            let message = Message::new(&body).exchange(&exchange).mandatory();
+            publisher.send(message).await?;
+            for consumer in &mut consumers {
+                loop {
+                    let delivery = consumer.next().await?.expect("it goes on");
+                    let is_last = *delivery.body() == body;
+                    delivery.ack();
+                    if is_last {
+                        break;
+                    }
+                }
+            }
             // Another that is ours to end, with a channel that goes before it.
             let short = client::connect(&broker.url(), Options::default()).await?;
             short.channel().await?.close().await?;
@@ -189,6 +223,7 @@ fn connections() {
             assert!(deadline.left().is_some(), "from {:?} to {now:?}", half.1);
             kernel::sleep(Duration::from_millis(10)).await?;
         }
+        channel.delete_exchange(&exchange, false).await?;
         channel.delete_queue(&queue).await?;
         let _ = connection.close(PATIENCE).await?;
         Ok(())

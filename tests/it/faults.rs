@@ -282,9 +282,8 @@ fn a_module_with_an_error_is_named_with_its_line_and_nothing_around_it() {
     let olive = Olive::on(&broker)
         .with_python_workers(1)
         .set("olive_worker_allow", "crooked")
-        .set("olive_worker_path", folder.to_str().unwrap())
-        .set("olive_task_max_retries", "0");
-    let _app = olive.run();
+        .set("olive_worker_path", folder.to_str().unwrap());
+    let app = olive.run();
     let call = &["submit", "crooked.add", "1", "2", "--wait"];
     let ended = olive.call(call).expect_code(1);
     fs::remove_dir_all(&folder).unwrap();
@@ -298,15 +297,24 @@ fn a_module_with_an_error_is_named_with_its_line_and_nothing_around_it() {
     for ours in ["importlib", "import_module", "in call"] {
         assert!(!ended.stderr.contains(ours), "{}", ended.stderr);
     }
+    assert_hopeless(&app, "permanent");
+}
+
+/// The one task that failed did so for this reason, and was not tried again.
+#[track_caller]
+fn assert_hopeless(app: &Process, reason: &str) {
+    let failed = app.wait_for_line(" FAILED: ");
+    assert!(failed.ends_with(&format!("({reason})")), "{failed}");
+    let lines = app.lines();
+    let again = lines.iter().find(|line| line.contains("again in"));
+    assert_eq!(again, None);
 }
 
 /// Accepts: allow_list
 #[test]
 fn only_allowed_functions_run() {
     let broker = Broker::under_test();
-    let olive = Olive::on(&broker)
-        .with_python_workers(1)
-        .set("olive_task_max_retries", "0");
+    let olive = Olive::on(&broker).with_python_workers(1);
     let _app = olive.run();
     // A module that is not on the list, one that an allowed module imports, and one behind a private name.
     for function in [
@@ -334,9 +342,8 @@ fn without_an_allow_list_nothing_runs_and_the_setting_is_named() {
     let broker = Broker::under_test();
     let olive = Olive::on(&broker)
         .with_python_workers(1)
-        .set("olive_worker_allow", "")
-        .set("olive_task_max_retries", "0");
-    let _app = olive.run();
+        .set("olive_worker_allow", "");
+    let app = olive.run();
     let ended = olive
         .call(&["submit", "jobs.add", "1", "--wait"])
         .expect_code(1);
@@ -345,6 +352,7 @@ fn without_an_allow_list_nothing_runs_and_the_setting_is_named() {
         "{}",
         ended.stderr
     );
+    assert_hopeless(&app, "not_registered");
 }
 
 /// Accepts: cli/submit_wait
@@ -370,16 +378,15 @@ fn a_failing_task_shows_its_trace_on_stderr_and_exits_with_one() {
 
 /// Accepts: olive/P15
 #[test]
-fn an_unknown_function_fails_by_name() {
+fn an_unknown_function_fails_by_name_and_at_once() {
     let broker = Broker::under_test();
-    let olive = Olive::on(&broker)
-        .with_python_workers(1)
-        .set("olive_task_max_retries", "0");
-    let _app = olive.run();
+    let olive = Olive::on(&broker).with_python_workers(1);
+    let app = olive.run();
     let ended = olive
         .call(&["submit", "jobs.ad", "1", "--wait"])
         .expect_code(1);
     assert!(ended.stderr.contains("jobs.ad"), "{}", ended.stderr);
+    assert_hopeless(&app, "not_registered");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Channels: topology, and everything that is done on one.
 
+use std::panic::Location;
 use std::rc::Rc;
+
+use kernel::traps::at_caller;
 
 use super::book::{ChannelState, Gate, Reply};
 use super::connection::ConnectionInner;
@@ -141,198 +144,230 @@ impl Channel {
     /// # Errors
     /// [`Error::ChannelClosed`] if either is missing (404) or not ours to bind (403); those of all requests: [`Error::Encode`],
     /// [`Error::Timeout`], [`Error::Lost`], [`Error::Closed`], [`Error::Interrupted`].
-    pub async fn bind_queue(
+    #[track_caller]
+    pub fn bind_queue(
         &self,
         queue: &str,
         exchange: &str,
         routing_key: &str,
-    ) -> Result<(), Error> {
-        let none = TableBuf::new();
-        self.bind_queue_with(queue, exchange, routing_key, &none)
-            .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let none = TableBuf::new();
+            self.bind_queue_with(queue, exchange, routing_key, &none)
+                .await
+        })
     }
 
     /// As [`bind_queue`](Self::bind_queue), with arguments: what a `headers` exchange matches.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn bind_queue_with(
+    #[track_caller]
+    pub fn bind_queue_with(
         &self,
         queue: &str,
         exchange: &str,
         routing_key: &str,
         arguments: &TableBuf,
-    ) -> Result<(), Error> {
-        let bind = queue::Bind {
-            queue: short("queue", queue)?,
-            exchange: short("exchange", exchange)?,
-            routing_key: short("routing key", routing_key)?,
-            nowait: false,
-            arguments: cold::field_table(arguments.as_table())?,
-        };
-        self.done("queue.bind", Method::Queue(queue::AMQPMethod::Bind(bind)))
-            .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let bind = queue::Bind {
+                queue: short("queue", queue)?,
+                exchange: short("exchange", exchange)?,
+                routing_key: short("routing key", routing_key)?,
+                nowait: false,
+                arguments: cold::field_table(arguments.as_table())?,
+            };
+            self.done("queue.bind", Method::Queue(queue::AMQPMethod::Bind(bind)))
+                .await
+        })
     }
 
     /// Undoes [`bind_queue`](Self::bind_queue). A binding that does not exist is gone already.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn unbind_queue(
+    #[track_caller]
+    pub fn unbind_queue(
         &self,
         queue: &str,
         exchange: &str,
         routing_key: &str,
-    ) -> Result<(), Error> {
-        let none = TableBuf::new();
-        self.unbind_queue_with(queue, exchange, routing_key, &none)
-            .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let none = TableBuf::new();
+            self.unbind_queue_with(queue, exchange, routing_key, &none)
+                .await
+        })
     }
 
     /// Undoes [`bind_queue_with`](Self::bind_queue_with); the arguments are part of what is looked for.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn unbind_queue_with(
+    #[track_caller]
+    pub fn unbind_queue_with(
         &self,
         queue: &str,
         exchange: &str,
         routing_key: &str,
         arguments: &TableBuf,
-    ) -> Result<(), Error> {
-        let unbind = queue::Unbind {
-            queue: short("queue", queue)?,
-            exchange: short("exchange", exchange)?,
-            routing_key: short("routing key", routing_key)?,
-            arguments: cold::field_table(arguments.as_table())?,
-        };
-        self.done(
-            "queue.unbind",
-            Method::Queue(queue::AMQPMethod::Unbind(unbind)),
-        )
-        .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let unbind = queue::Unbind {
+                queue: short("queue", queue)?,
+                exchange: short("exchange", exchange)?,
+                routing_key: short("routing key", routing_key)?,
+                arguments: cold::field_table(arguments.as_table())?,
+            };
+            self.done(
+                "queue.unbind",
+                Method::Queue(queue::AMQPMethod::Unbind(unbind)),
+            )
+            .await
+        })
     }
 
     /// Binds an exchange to another, RabbitMQ's extension: what `source` routes by `routing_key` goes to `destination`, too.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn bind_exchange(
+    #[track_caller]
+    pub fn bind_exchange(
         &self,
         destination: &str,
         source: &str,
         routing_key: &str,
-    ) -> Result<(), Error> {
-        let bind = exchange::Bind {
-            destination: short("exchange", destination)?,
-            source: short("exchange", source)?,
-            routing_key: short("routing key", routing_key)?,
-            nowait: false,
-            arguments: FieldTable::default(),
-        };
-        self.done(
-            "exchange.bind",
-            Method::Exchange(exchange::AMQPMethod::Bind(bind)),
-        )
-        .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let bind = exchange::Bind {
+                destination: short("exchange", destination)?,
+                source: short("exchange", source)?,
+                routing_key: short("routing key", routing_key)?,
+                nowait: false,
+                arguments: FieldTable::default(),
+            };
+            self.done(
+                "exchange.bind",
+                Method::Exchange(exchange::AMQPMethod::Bind(bind)),
+            )
+            .await
+        })
     }
 
     /// Undoes [`bind_exchange`](Self::bind_exchange).
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn unbind_exchange(
+    #[track_caller]
+    pub fn unbind_exchange(
         &self,
         destination: &str,
         source: &str,
         routing_key: &str,
-    ) -> Result<(), Error> {
-        let unbind = exchange::Unbind {
-            destination: short("exchange", destination)?,
-            source: short("exchange", source)?,
-            routing_key: short("routing key", routing_key)?,
-            nowait: false,
-            arguments: FieldTable::default(),
-        };
-        self.done(
-            "exchange.unbind",
-            Method::Exchange(exchange::AMQPMethod::Unbind(unbind)),
-        )
-        .await
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let unbind = exchange::Unbind {
+                destination: short("exchange", destination)?,
+                source: short("exchange", source)?,
+                routing_key: short("routing key", routing_key)?,
+                nowait: false,
+                arguments: FieldTable::default(),
+            };
+            self.done(
+                "exchange.unbind",
+                Method::Exchange(exchange::AMQPMethod::Unbind(unbind)),
+            )
+            .await
+        })
     }
 
     /// Drops the messages of a queue that are not out for delivery, and says how many.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn purge_queue(&self, name: &str) -> Result<u32, Error> {
-        let purge = queue::Purge {
-            queue: short("queue", name)?,
-            nowait: false,
-        };
-        let purge = Method::Queue(queue::AMQPMethod::Purge(purge));
-        match self.ask("queue.purge", purge).await? {
-            Method::Queue(queue::AMQPMethod::PurgeOk(ok)) => Ok(ok.message_count),
-            _ => Err(wrong("queue.purge")),
-        }
+    #[track_caller]
+    pub fn purge_queue(&self, name: &str) -> impl Future<Output = Result<u32, Error>> {
+        at_caller(async move {
+            let purge = queue::Purge {
+                queue: short("queue", name)?,
+                nowait: false,
+            };
+            let purge = Method::Queue(queue::AMQPMethod::Purge(purge));
+            match self.ask("queue.purge", purge).await? {
+                Method::Queue(queue::AMQPMethod::PurgeOk(ok)) => Ok(ok.message_count),
+                _ => Err(wrong("queue.purge")),
+            }
+        })
     }
 
     /// Deletes a queue with its messages, and says how many. In RabbitMQ one that does not exist is no error.
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn delete_queue(&self, name: &str) -> Result<u32, Error> {
-        self.delete_queue_if(name, false, false).await
+    #[track_caller]
+    pub fn delete_queue(&self, name: &str) -> impl Future<Output = Result<u32, Error>> {
+        at_caller(async move { self.delete_queue_if(name, false, false).await })
     }
 
     /// Deletes a queue, provided that it has no consumers (`unused`) or no messages (`empty`).
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue); [`Error::ChannelClosed`] with 406 if it is not as asked for.
-    pub async fn delete_queue_if(
+    #[track_caller]
+    pub fn delete_queue_if(
         &self,
         name: &str,
         unused: bool,
         empty: bool,
-    ) -> Result<u32, Error> {
-        let delete = queue::Delete {
-            queue: short("queue", name)?,
-            if_unused: unused,
-            if_empty: empty,
-            nowait: false,
-        };
-        let delete = Method::Queue(queue::AMQPMethod::Delete(delete));
-        self.inner.ready().await?;
-        let journal = &self.inner.shared().journal;
-        // Whatever becomes of the answer, nobody wants the queue back.
-        journal.borrow_mut().dooms_queue(name);
-        match self.ask("queue.delete", delete).await {
-            Ok(Method::Queue(queue::AMQPMethod::DeleteOk(ok))) => Ok(ok.message_count),
-            Ok(_) => Err(wrong("queue.delete")),
-            Err(error) => {
-                if let Error::ChannelClosed(_) = error {
-                    journal.borrow_mut().spared_queue(name);
+    ) -> impl Future<Output = Result<u32, Error>> {
+        at_caller(async move {
+            let delete = queue::Delete {
+                queue: short("queue", name)?,
+                if_unused: unused,
+                if_empty: empty,
+                nowait: false,
+            };
+            let delete = Method::Queue(queue::AMQPMethod::Delete(delete));
+            self.inner.ready().await?;
+            let journal = &self.inner.shared().journal;
+            // Whatever becomes of the answer, nobody wants the queue back.
+            journal.borrow_mut().dooms_queue(name);
+            match self.ask("queue.delete", delete).await {
+                Ok(Method::Queue(queue::AMQPMethod::DeleteOk(ok))) => Ok(ok.message_count),
+                Ok(_) => Err(wrong("queue.delete")),
+                Err(error) => {
+                    if let Error::ChannelClosed(_) = error {
+                        journal.borrow_mut().spared_queue(name);
+                    }
+                    Err(error)
                 }
-                Err(error)
             }
-        }
+        })
     }
 
     /// Deletes an exchange with its bindings; if `unused`, provided that it has none.
     ///
     /// # Errors
     /// As [`delete_queue_if`](Self::delete_queue_if).
-    pub async fn delete_exchange(&self, name: &str, unused: bool) -> Result<(), Error> {
-        let delete = exchange::Delete {
-            exchange: short("exchange", name)?,
-            if_unused: unused,
-            nowait: false,
-        };
-        self.done(
-            "exchange.delete",
-            Method::Exchange(exchange::AMQPMethod::Delete(delete)),
-        )
-        .await
+    #[track_caller]
+    pub fn delete_exchange(
+        &self,
+        name: &str,
+        unused: bool,
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let delete = exchange::Delete {
+                exchange: short("exchange", name)?,
+                if_unused: unused,
+                nowait: false,
+            };
+            self.done(
+                "exchange.delete",
+                Method::Exchange(exchange::AMQPMethod::Delete(delete)),
+            )
+            .await
+        })
     }
 
     /// Sets how many deliveries the broker may send ahead to each consumer that is started after this; 0 is no limit.
@@ -340,21 +375,25 @@ impl Channel {
     ///
     /// # Errors
     /// Those of all requests, as [`bind_queue`](Self::bind_queue).
-    pub async fn qos(&self, prefetch: u16) -> Result<(), Error> {
-        self.done("basic.qos", qos(prefetch)).await
+    #[track_caller]
+    pub fn qos(&self, prefetch: u16) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move { self.done("basic.qos", qos(prefetch)).await })
     }
 
     /// Asks the broker to deliver everything again that this channel has not settled. Deliveries that are held are stale from then on.
     ///
     /// # Errors
     /// Those of all requests, as [`bind_queue`](Self::bind_queue).
-    pub async fn recover(&self) -> Result<(), Error> {
-        let recover = basic::Recover { requeue: true };
-        self.done(
-            "basic.recover",
-            Method::Basic(basic::AMQPMethod::Recover(recover)),
-        )
-        .await
+    #[track_caller]
+    pub fn recover(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let recover = basic::Recover { requeue: true };
+            self.done(
+                "basic.recover",
+                Method::Basic(basic::AMQPMethod::Recover(recover)),
+            )
+            .await
+        })
     }
 
     /// Prepares a consumer: `ch.consume("tasks").prefetch(8).start().await?`.
@@ -368,20 +407,23 @@ impl Channel {
     ///
     /// # Errors
     /// As [`bind_queue`](Self::bind_queue).
-    pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
-        let get = basic::Get {
-            queue: short("queue", queue)?,
-            no_ack: false,
-        };
-        let get = Method::Basic(basic::AMQPMethod::Get(get));
-        self.inner.ready().await?;
-        match self.request("basic.get", &get)?.reply().await? {
-            Reply::Got(got) => {
-                log::trace!("basic.get: {} are left", got.message_count);
-                Ok(Some(Delivery::from_got(&self.inner, *got, true)))
+    #[track_caller]
+    pub fn get(&self, queue: &str) -> impl Future<Output = Result<Option<Delivery>, Error>> {
+        at_caller(async move {
+            let get = basic::Get {
+                queue: short("queue", queue)?,
+                no_ack: false,
+            };
+            let get = Method::Basic(basic::AMQPMethod::Get(get));
+            self.inner.ready().await?;
+            match self.request("basic.get", &get)?.reply().await? {
+                Reply::Got(got) => {
+                    log::trace!("basic.get: {} are left", got.message_count);
+                    Ok(Some(Delivery::from_got(&self.inner, *got, true)))
+                }
+                Reply::Method(_) => Ok(None),
             }
-            Reply::Method(_) => Ok(None),
-        }
+        })
     }
 
     /// Publishes as soon as there is room. Whether the broker takes the message is not known; a
@@ -392,14 +434,18 @@ impl Channel {
     ///
     /// # Errors
     /// [`Error::Encode`], [`Error::ChannelClosed`], [`Error::Lost`], [`Error::Closed`], [`Error::Interrupted`].
-    pub async fn publish(&self, message: Message<'_>) -> Result<(), Error> {
-        std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
-        loop {
-            match self.try_publish(&message) {
-                Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
-                    self.room().await?;
+    #[track_caller]
+    pub fn publish(&self, message: Message<'_>) -> impl Future<Output = Result<(), Error>> {
+        let at = Location::caller();
+        async move {
+            std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
+            loop {
+                match self.try_publish(&message) {
+                    Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
+                        self.room(at).await?;
+                    }
+                    outcome => return outcome,
                 }
-                outcome => return outcome,
             }
         }
     }
@@ -422,12 +468,15 @@ impl Channel {
     ///
     /// # Errors
     /// [`Error::ChannelClosed`] (406) in confirm mode; those of all requests, as [`bind_queue`](Self::bind_queue).
-    pub async fn tx_select(&self) -> Result<(), Error> {
-        self.done(
-            "tx.select",
-            Method::Tx(tx::AMQPMethod::Select(tx::Select {})),
-        )
-        .await
+    #[track_caller]
+    pub fn tx_select(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            self.done(
+                "tx.select",
+                Method::Tx(tx::AMQPMethod::Select(tx::Select {})),
+            )
+            .await
+        })
     }
 
     /// Does what was published and settled since the last commit or rollback. Messages that are mandatory and that no queue takes come back before
@@ -438,12 +487,15 @@ impl Channel {
     /// # Errors
     /// [`Error::ChannelClosed`] (406) without transactions, or if a queue did not take its message; those of all requests, as
     /// [`bind_queue`](Self::bind_queue).
-    pub async fn tx_commit(&self) -> Result<(), Error> {
-        self.done(
-            "tx.commit",
-            Method::Tx(tx::AMQPMethod::Commit(tx::Commit {})),
-        )
-        .await
+    #[track_caller]
+    pub fn tx_commit(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            self.done(
+                "tx.commit",
+                Method::Tx(tx::AMQPMethod::Commit(tx::Commit {})),
+            )
+            .await
+        })
     }
 
     /// Forgets what was published since the last commit or rollback, and what was settled: those deliveries are the channel's again. They come
@@ -453,9 +505,12 @@ impl Channel {
     ///
     /// # Errors
     /// [`Error::ChannelClosed`] (406) without transactions; those of all requests, as [`bind_queue`](Self::bind_queue).
-    pub async fn tx_rollback(&self) -> Result<(), Error> {
-        let rollback = tx::AMQPMethod::Rollback(tx::Rollback {});
-        self.done("tx.rollback", Method::Tx(rollback)).await
+    #[track_caller]
+    pub fn tx_rollback(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let rollback = tx::AMQPMethod::Rollback(tx::Rollback {});
+            self.done("tx.rollback", Method::Tx(rollback)).await
+        })
     }
 
     /// Asks the server to stop deliveries on this channel (`false`), or to go on. RabbitMQ and the embedded broker only know how to go on, and close the
@@ -465,17 +520,21 @@ impl Channel {
     ///
     /// # Errors
     /// Those of all requests, as [`bind_queue`](Self::bind_queue).
-    pub async fn flow(&self, active: bool) -> Result<(), Error> {
-        let flow = channel::AMQPMethod::Flow(channel::Flow { active });
-        self.done("channel.flow", Method::Channel(flow)).await
+    #[track_caller]
+    pub fn flow(&self, active: bool) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let flow = channel::AMQPMethod::Flow(channel::Flow { active });
+            self.done("channel.flow", Method::Channel(flow)).await
+        })
     }
 
     /// Sends any method that has a reply, and answers with that.
     ///
     /// # Errors
     /// [`Error::NotARequest`] for methods with a function of their own, or `nowait`; those of all requests.
-    pub async fn call(&self, method: Method) -> Result<Method, Error> {
-        self.ask("call", method).await
+    #[track_caller]
+    pub fn call(&self, method: Method) -> impl Future<Output = Result<Method, Error>> {
+        at_caller(async move { self.ask("call", method).await })
     }
 
     /// Closes the channel, with all its consumers. What was published on it has been sent; deliveries that are held are void.
@@ -484,29 +543,32 @@ impl Channel {
     ///
     /// # Errors
     /// [`Error::Lost`], [`Error::Timeout`], [`Error::Interrupted`]. A channel that is closed already is fine.
-    pub async fn close(&self) -> Result<(), Error> {
-        let state = &self.inner.state;
-        let shared = self.inner.shared();
-        if state.down.get().is_some() {
-            return Ok(());
-        }
-        if state.gate.get() == Gate::Suspended {
-            // There is none to close, or one that nobody has asked for yet.
-            shared.close_channel(state, Error::Closed);
-            return Ok(());
-        }
-        let key = self.key();
-        let ok = crate::error::ReplyCode::SUCCESS;
-        let closing = shared.request("channel.close", key, |core| {
-            core.close_channel(key, ok, "bye")
-        })?;
-        shared.channel_closes(state, &Error::Closed);
-        closing
-            .method(|method| match method {
-                Method::Channel(channel::AMQPMethod::CloseOk(_)) => Some(()),
-                _ => None,
-            })
-            .await
+    #[track_caller]
+    pub fn close(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let state = &self.inner.state;
+            let shared = self.inner.shared();
+            if state.down.get().is_some() {
+                return Ok(());
+            }
+            if state.gate.get() == Gate::Suspended {
+                // There is none to close, or one that nobody has asked for yet.
+                shared.close_channel(state, Error::Closed);
+                return Ok(());
+            }
+            let key = self.key();
+            let ok = crate::error::ReplyCode::SUCCESS;
+            let closing = shared.request("channel.close", key, |core| {
+                core.close_channel(key, ok, "bye")
+            })?;
+            shared.channel_closes(state, &Error::Closed);
+            closing
+                .method(|method| match method {
+                    Method::Channel(channel::AMQPMethod::CloseOk(_)) => Some(()),
+                    _ => None,
+                })
+                .await
+        })
     }
 
     /// Its number on the wire.
@@ -551,8 +613,8 @@ impl Channel {
     }
 
     /// Waits until it is worth trying to publish again.
-    pub(super) async fn room(&self) -> Result<(), Error> {
-        Ok(self.inner.shared().room(&self.inner.state).await?)
+    pub(super) async fn room(&self, at: &'static Location<'static>) -> Result<(), Error> {
+        Ok(self.inner.shared().room(&self.inner.state, at).await?)
     }
 
     /// Sends a request, of which nothing is noted.
@@ -660,25 +722,28 @@ impl DeclareQueue {
     /// # Errors
     /// [`Error::ChannelClosed`]: 406 if it exists and is otherwise, 405 if it is somebody else's, 404 if a passive one does not exist; those of all
     /// requests, as [`Channel::bind_queue`].
-    pub async fn declare(self) -> Result<QueueInfo, Error> {
-        let declare = queue::Declare {
-            queue: short("queue", &self.name)?,
-            passive: self.passive,
-            durable: self.durable,
-            exclusive: self.exclusive,
-            auto_delete: self.auto_delete,
-            nowait: false,
-            arguments: self.arguments.table()?,
-        };
-        let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
-        match self.channel.ask("queue.declare", declare).await? {
-            Method::Queue(queue::AMQPMethod::DeclareOk(ok)) => Ok(QueueInfo {
-                name: ok.queue.to_string(),
-                messages: ok.message_count,
-                consumers: ok.consumer_count,
-            }),
-            _ => Err(wrong("queue.declare")),
-        }
+    #[track_caller]
+    pub fn declare(self) -> impl Future<Output = Result<QueueInfo, Error>> {
+        at_caller(async move {
+            let declare = queue::Declare {
+                queue: short("queue", &self.name)?,
+                passive: self.passive,
+                durable: self.durable,
+                exclusive: self.exclusive,
+                auto_delete: self.auto_delete,
+                nowait: false,
+                arguments: self.arguments.table()?,
+            };
+            let declare = Method::Queue(queue::AMQPMethod::Declare(declare));
+            match self.channel.ask("queue.declare", declare).await? {
+                Method::Queue(queue::AMQPMethod::DeclareOk(ok)) => Ok(QueueInfo {
+                    name: ok.queue.to_string(),
+                    messages: ok.message_count,
+                    consumers: ok.consumer_count,
+                }),
+                _ => Err(wrong("queue.declare")),
+            }
+        })
     }
 }
 
@@ -733,23 +798,26 @@ impl DeclareExchange {
     ///
     /// # Errors
     /// As [`DeclareQueue::declare`].
-    pub async fn declare(self) -> Result<(), Error> {
-        let declare = exchange::Declare {
-            exchange: short("exchange", &self.name)?,
-            kind: short("exchange type", &self.kind)?,
-            passive: self.passive,
-            durable: self.durable,
-            auto_delete: self.auto_delete,
-            internal: self.internal,
-            nowait: false,
-            arguments: self.arguments.table()?,
-        };
-        self.channel
-            .done(
-                "exchange.declare",
-                Method::Exchange(exchange::AMQPMethod::Declare(declare)),
-            )
-            .await
+    #[track_caller]
+    pub fn declare(self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let declare = exchange::Declare {
+                exchange: short("exchange", &self.name)?,
+                kind: short("exchange type", &self.kind)?,
+                passive: self.passive,
+                durable: self.durable,
+                auto_delete: self.auto_delete,
+                internal: self.internal,
+                nowait: false,
+                arguments: self.arguments.table()?,
+            };
+            self.channel
+                .done(
+                    "exchange.declare",
+                    Method::Exchange(exchange::AMQPMethod::Declare(declare)),
+                )
+                .await
+        })
     }
 }
 

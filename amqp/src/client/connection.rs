@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kernel::Interrupt;
 use kernel::sync::Event as Flag;
+use kernel::traps::at_caller;
 
 use super::Options;
 use super::channel::Channel;
@@ -39,18 +40,22 @@ const LOG_LENGTH: usize = 256;
 ///
 /// # Errors
 /// [`Error::Address`]; [`Error::LoginRefused`], [`Error::VirtualHost`]; [`Error::Connect`] with what became of each attempt.
-pub async fn connect(address: &str, options: Options) -> Result<Connection, Error> {
-    connect_to(&address.parse()?, options).await
+#[track_caller]
+pub fn connect(address: &str, options: Options) -> impl Future<Output = Result<Connection, Error>> {
+    at_caller(async move { connect_to(&address.parse()?, options).await })
 }
 
 /// As [`connect`], with an address that was parsed, or put together, before.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_to(uri: &Uri, options: Options) -> Result<Connection, Error> {
-    let mut dialer = Dialer::Address(Box::new(uri.clone()));
-    let link = dialer.dial(&options).await?;
-    Ok(Connection::start(link, dialer, options))
+#[track_caller]
+pub fn connect_to(uri: &Uri, options: Options) -> impl Future<Output = Result<Connection, Error>> {
+    at_caller(async move {
+        let mut dialer = Dialer::Address(Box::new(uri.clone()));
+        let link = dialer.dial(&options).await?;
+        Ok(Connection::start(link, dialer, options))
+    })
 }
 
 /// An open connection. Clones are the same connection.
@@ -107,8 +112,9 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::NoChannelLeft`]; [`Error::Timeout`], [`Error::Lost`], [`Error::Closed`], [`Error::Interrupted`].
-    pub async fn channel(&self) -> Result<Channel, Error> {
-        Channel::open(&self.inner, None).await
+    #[track_caller]
+    pub fn channel(&self) -> impl Future<Output = Result<Channel, Error>> {
+        at_caller(async move { Channel::open(&self.inner, None).await })
     }
 
     /// Opens a channel for publishing with confirms.
@@ -117,9 +123,15 @@ impl Connection {
     ///
     /// # Errors
     /// As [`channel`](Self::channel).
-    pub async fn publisher(&self, options: PublisherOptions) -> Result<Publisher, Error> {
-        let channel = Channel::open(&self.inner, Some(options)).await?;
-        Ok(Publisher::new(channel))
+    #[track_caller]
+    pub fn publisher(
+        &self,
+        options: PublisherOptions,
+    ) -> impl Future<Output = Result<Publisher, Error>> {
+        at_caller(async move {
+            let channel = Channel::open(&self.inner, Some(options)).await?;
+            Ok(Publisher::new(channel))
+        })
     }
 
     /// Shows the server another secret, a token say, before the one it has expires. It is used from now on, also to connect again.
@@ -131,21 +143,28 @@ impl Connection {
     /// # Errors
     /// [`Error::Encode`] if the reason is longer than 255 bytes; [`Error::Timeout`], [`Error::Unanswered`], [`Error::Lost`] with what a server
     /// that refuses it has to say, [`Error::Closed`], [`Error::Interrupted`].
-    pub async fn update_secret(&self, secret: &str, reason: &str) -> Result<(), Error> {
-        let shared = &self.inner.shared;
-        shared.check_open()?;
-        let reason = crate::wire::cold::short("reason", reason)?;
-        shared.secret.replace(Some(secret.to_owned()));
-        shared.recovered(|| shared.is_recovering()).await?;
-        let (nobody, request) =
-            shared.with_core(|core| core.update_secret(secret, reason.as_str()))?;
-        let updating = shared.request("connection.update-secret", nobody, |_| Ok(request))?;
-        updating
-            .method(|method| match method {
-                Method::Connection(connection::AMQPMethod::UpdateSecretOk(_)) => Some(()),
-                _ => None,
-            })
-            .await
+    #[track_caller]
+    pub fn update_secret(
+        &self,
+        secret: &str,
+        reason: &str,
+    ) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            let shared = &self.inner.shared;
+            shared.check_open()?;
+            let reason = crate::wire::cold::short("reason", reason)?;
+            shared.secret.replace(Some(secret.to_owned()));
+            shared.recovered(|| shared.is_recovering()).await?;
+            let (nobody, request) =
+                shared.with_core(|core| core.update_secret(secret, reason.as_str()))?;
+            let updating = shared.request("connection.update-secret", nobody, |_| Ok(request))?;
+            updating
+                .method(|method| match method {
+                    Method::Connection(connection::AMQPMethod::UpdateSecretOk(_)) => Some(()),
+                    _ => None,
+                })
+                .await
+        })
     }
 
     /// What happens to the connection from now on.
@@ -188,8 +207,9 @@ impl Connection {
     ///
     /// # Errors
     /// An [`Interrupt`].
-    pub async fn closed(&self) -> Result<Down, Interrupt> {
-        self.inner.shared.ended().await.cloned()
+    #[track_caller]
+    pub fn closed(&self) -> impl Future<Output = Result<Down, Interrupt>> {
+        at_caller(async move { self.inner.shared.ended().await.cloned() })
     }
 
     /// Closes the connection: takes nothing new, sends what is queued, waits for the confirms of what was published, tells the server, and
@@ -202,12 +222,15 @@ impl Connection {
     ///
     /// # Errors
     /// An [`Interrupt`].
-    pub async fn close(&self, patience: Duration) -> Result<Closed, Interrupt> {
-        let shared = &self.inner.shared;
-        shared.start_closing(patience);
-        shared.ended().await?;
-        Ok(Closed {
-            unconfirmed: shared.left_unconfirmed(),
+    #[track_caller]
+    pub fn close(&self, patience: Duration) -> impl Future<Output = Result<Closed, Interrupt>> {
+        at_caller(async move {
+            let shared = &self.inner.shared;
+            shared.start_closing(patience);
+            shared.ended().await?;
+            Ok(Closed {
+                unconfirmed: shared.left_unconfirmed(),
+            })
         })
     }
 }
@@ -309,15 +332,19 @@ impl Events {
     ///
     /// # Errors
     /// An [`Interrupt`].
-    pub async fn next(&mut self) -> Result<Option<ConnectionEvent>, Interrupt> {
-        loop {
-            let event = self.log.events.borrow_mut().pop_front();
-            if event.is_some() || self.log.is_over.get() {
-                return Ok(event);
+    #[expect(clippy::should_implement_trait, reason = "it is awaited")]
+    #[track_caller]
+    pub fn next(&mut self) -> impl Future<Output = Result<Option<ConnectionEvent>, Interrupt>> {
+        at_caller(async move {
+            loop {
+                let event = self.log.events.borrow_mut().pop_front();
+                if event.is_some() || self.log.is_over.get() {
+                    return Ok(event);
+                }
+                self.log.arrived.clear();
+                self.log.arrived.wait().await?;
             }
-            self.log.arrived.clear();
-            self.log.arrived.wait().await?;
-        }
+        })
     }
 }
 

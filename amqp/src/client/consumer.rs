@@ -3,9 +3,11 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::Location;
 use std::rc::Rc;
 
 use kernel::sync::Event as Flag;
+use kernel::traps::at_caller;
 
 use super::book::{ChannelState, Gate, Got};
 use super::channel::{Arguments, Channel, ChannelInner, qos};
@@ -114,69 +116,72 @@ impl Consume {
     /// # Errors
     /// [`Error::ChannelClosed`] if there is no such queue (404), or not for us (403); [`Error::ConsumerTagTaken`]; [`Error::Timeout`];
     /// [`Error::Lost`].
-    pub async fn start(self) -> Result<Consumer, Error> {
-        let Self { channel, queue, .. } = &self;
-        let mut method = self.method()?;
-        channel.inner().ready().await?;
-        let (inner, channel_key) = (channel.inner(), channel.key());
-        let shared = &inner.connection.shared;
-        let prefetch = qos(self.prefetch);
-        let preparing = if self.no_ack {
-            None
-        } else {
-            Some(channel.request("basic.qos", &prefetch)?)
-        };
-        let mut key = None;
-        let request = shared.request("basic.consume", channel_key, |core| {
-            let (consumer, request) = core.consume(channel_key, method.clone())?;
-            key = Some(consumer);
-            Ok(request)
-        });
-        let request = request.map_err(|error| channel.explain(error))?;
-        let key = key.expect("set with the request");
-        let subscription = Rc::new(Subscription {
-            channel: Rc::clone(inner),
-            key: Cell::new(key),
-            tag: OnceCell::new(),
-            is_starting: Cell::new(false),
-            is_waiting: Cell::new(false),
-            queue: RefCell::new(queue.as_str().into()),
-            needs_ack: !self.no_ack,
-            // A broker that keeps to the prefetch does not come near this.
-            cap: self.cap.unwrap_or_else(|| Cap {
-                count: 16 + 2 * usize::from(self.prefetch),
-                bytes: usize::MAX,
-            }),
-            deliveries: RefCell::default(),
-            bytes: Cell::new(0),
-            is_overfull: Cell::new(false),
-            arrived: Flag::new(),
-            end: RefCell::new(End::Open),
-            last_names: RefCell::new(("".into(), "".into())),
-        });
-        shared.add_consumer(key, &subscription);
-        // From here on, dropping it cancels.
-        let consumer = Consumer { subscription };
-        let qos = match (preparing, prefetch) {
-            (Some(preparing), Method::Basic(basic::AMQPMethod::Qos(qos))) => {
-                preparing.reply().await?;
-                Some(qos)
-            }
-            _ => None,
-        };
-        method.consumer_tag = request
-            .method(|method| match method {
-                Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => Some(ok.consumer_tag),
+    #[track_caller]
+    pub fn start(self) -> impl Future<Output = Result<Consumer, Error>> {
+        at_caller(async move {
+            let Self { channel, queue, .. } = &self;
+            let mut method = self.method()?;
+            channel.inner().ready().await?;
+            let (inner, channel_key) = (channel.inner(), channel.key());
+            let shared = &inner.connection.shared;
+            let prefetch = qos(self.prefetch);
+            let preparing = if self.no_ack {
+                None
+            } else {
+                Some(channel.request("basic.qos", &prefetch)?)
+            };
+            let mut key = None;
+            let request = shared.request("basic.consume", channel_key, |core| {
+                let (consumer, request) = core.consume(channel_key, method.clone())?;
+                key = Some(consumer);
+                Ok(request)
+            });
+            let request = request.map_err(|error| channel.explain(error))?;
+            let key = key.expect("set with the request");
+            let subscription = Rc::new(Subscription {
+                channel: Rc::clone(inner),
+                key: Cell::new(key),
+                tag: OnceCell::new(),
+                is_starting: Cell::new(false),
+                is_waiting: Cell::new(false),
+                queue: RefCell::new(queue.as_str().into()),
+                needs_ack: !self.no_ack,
+                // A broker that keeps to the prefetch does not come near this.
+                cap: self.cap.unwrap_or_else(|| Cap {
+                    count: 16 + 2 * usize::from(self.prefetch),
+                    bytes: usize::MAX,
+                }),
+                deliveries: RefCell::default(),
+                bytes: Cell::new(0),
+                is_overfull: Cell::new(false),
+                arrived: Flag::new(),
+                end: RefCell::new(End::Open),
+                last_names: RefCell::new(("".into(), "".into())),
+            });
+            shared.add_consumer(key, &subscription);
+            // From here on, dropping it cancels.
+            let consumer = Consumer { subscription };
+            let qos = match (preparing, prefetch) {
+                (Some(preparing), Method::Basic(basic::AMQPMethod::Qos(qos))) => {
+                    preparing.reply().await?;
+                    Some(qos)
+                }
                 _ => None,
-            })
-            .await?;
-        let tag = method.consumer_tag.as_str().into();
-        let _ = consumer.subscription.tag.set(tag);
-        if shared.policy.is_some() {
-            let mut journal = shared.journal.borrow_mut();
-            journal.consumes(channel.state().tag, method, qos);
-        }
-        Ok(consumer)
+            };
+            method.consumer_tag = request
+                .method(|method| match method {
+                    Method::Basic(basic::AMQPMethod::ConsumeOk(ok)) => Some(ok.consumer_tag),
+                    _ => None,
+                })
+                .await?;
+            let tag = method.consumer_tag.as_str().into();
+            let _ = consumer.subscription.tag.set(tag);
+            if shared.policy.is_some() {
+                let mut journal = shared.journal.borrow_mut();
+                journal.consumes(channel.state().tag, method, qos);
+            }
+            Ok(consumer)
+        })
     }
 
     fn method(&self) -> Result<basic::Consume, EncodeError> {
@@ -212,14 +217,19 @@ impl Consumer {
     /// Once, why the stream has ended: [`Error::Lost`], [`Error::ChannelClosed`], [`Error::AckTimeout`],
     /// [`Error::Closed`] (deliveries that were not taken are void then, the broker gives them out anew), or [`Error::ConsumerCancelled`], after those that had come before.
     /// [`Error::Interrupted`] does not end it.
-    pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
-        std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
-        loop {
-            if let Some(outcome) = self.try_next() {
-                return outcome;
+    #[expect(clippy::should_implement_trait, reason = "it is awaited")]
+    #[track_caller]
+    pub fn next(&mut self) -> impl Future<Output = Result<Option<Delivery>, Error>> {
+        let at = Location::caller();
+        async move {
+            std::future::poll_fn(|cx| kernel::traps::poll_proceed(cx)).await;
+            loop {
+                if let Some(outcome) = self.try_next() {
+                    return outcome;
+                }
+                self.subscription.arrived.clear();
+                self.subscription.arrived.wait().called_at(at).await?;
             }
-            self.subscription.arrived.clear();
-            self.subscription.arrived.wait().await?;
         }
     }
 
@@ -245,29 +255,32 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Lost`], [`Error::ChannelClosed`]; a consumer that has ended is cancelled already.
-    pub async fn cancel(&mut self) -> Result<(), Error> {
-        if !matches!(*self.subscription.end.borrow(), End::Open) {
-            return Ok(());
-        }
-        let Subscription { channel, key, .. } = &*self.subscription;
-        let shared = &channel.connection.shared;
-        self.subscription.forget();
-        if channel.state.gate.get() == Gate::Suspended {
-            // There is none, or it is only just being started again.
-            shared.remove_consumer(key.get());
+    #[track_caller]
+    pub fn cancel(&mut self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            if !matches!(*self.subscription.end.borrow(), End::Open) {
+                return Ok(());
+            }
+            let Subscription { channel, key, .. } = &*self.subscription;
+            let shared = &channel.connection.shared;
+            self.subscription.forget();
+            if channel.state.gate.get() == Gate::Suspended {
+                // There is none, or it is only just being started again.
+                shared.remove_consumer(key.get());
+                *self.subscription.end.borrow_mut() = End::Over;
+                return Ok(());
+            }
+            let at = channel.state.key.get();
+            let request = shared
+                .request("basic.cancel", at, |core| core.cancel(at, key.get()))
+                .map_err(|error| channel.explain(error))?;
             *self.subscription.end.borrow_mut() = End::Over;
-            return Ok(());
-        }
-        let at = channel.state.key.get();
-        let request = shared
-            .request("basic.cancel", at, |core| core.cancel(at, key.get()))
-            .map_err(|error| channel.explain(error))?;
-        *self.subscription.end.borrow_mut() = End::Over;
-        match request.reply().await {
-            // It has ended with the connection.
-            Ok(_) | Err(Error::Unanswered { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+            match request.reply().await {
+                // It has ended with the connection.
+                Ok(_) | Err(Error::Unanswered { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     /// Its name on the wire.

@@ -68,6 +68,8 @@ mod consumer;
 mod dial;
 mod driver;
 mod error;
+#[cfg(test)]
+mod places_tests;
 mod policy;
 mod publisher;
 mod recovery;

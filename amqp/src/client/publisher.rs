@@ -2,17 +2,20 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use kernel::traps::at_caller;
 use kernel::{Interruptible, interruptible};
 
 use super::book::ChannelState;
 use super::channel::Channel;
 use super::error::{Busy, Error};
 use super::window::{Verdict, Window};
+use crate::error::EncodeError;
 use crate::wire::{Properties, Props, PropsBuf, Publish};
 
 /// A message to be published. Borrows everything, so that building one costs nothing.
@@ -27,7 +30,9 @@ use crate::wire::{Properties, Props, PropsBuf, Publish};
 #[must_use]
 pub struct Message<'a> {
     pub(super) publish: Publish<'a>,
-    pub(super) props: MessageProps<'a>,
+    props: MessageProps<'a>,
+    /// Whatever its properties say.
+    is_persistent: bool,
     pub(super) body: &'a [u8],
 }
 
@@ -67,6 +72,7 @@ impl<'a> Message<'a> {
         Self {
             publish: Publish::default(),
             props: Props::EMPTY.into(),
+            is_persistent: false,
             body,
         }
     }
@@ -83,16 +89,16 @@ impl<'a> Message<'a> {
         self
     }
 
-    /// All its properties: `&PropsBuf` or `Props` if they are encoded, `&Properties` if they are not.
+    /// Its properties, instead of those it was given before: `&PropsBuf` or `Props` if they are encoded, `&Properties` if they are not.
     pub fn properties(mut self, props: impl Into<MessageProps<'a>>) -> Self {
         self.props = props.into();
         self
     }
 
-    /// Survives a restart of the broker in a durable queue. Replaces the properties by this one; set `delivery_mode` among them if
-    /// there are others.
+    /// Survives a restart of the broker in a durable queue: its `delivery_mode` is 2, also if its [properties](Self::properties) say
+    /// otherwise, before or after this.
     pub fn persistent(mut self) -> Self {
-        self.props = MessageProps::Encoded(Props::from_bytes(PERSISTENT));
+        self.is_persistent = true;
         self
     }
 
@@ -102,6 +108,34 @@ impl<'a> Message<'a> {
     pub fn mandatory(mut self) -> Self {
         self.publish.mandatory = true;
         self
+    }
+
+    /// Its properties, if there are bytes that can go as they are.
+    #[inline]
+    pub(super) fn ready_props(&self) -> Option<&'a [u8]> {
+        match (self.props, self.is_persistent) {
+            (MessageProps::Encoded(props), false) => Some(props.as_bytes()),
+            (MessageProps::Encoded(Props::EMPTY), true) => Some(PERSISTENT),
+            (MessageProps::Encoded(_), true) | (MessageProps::Built(_), _) => None,
+        }
+    }
+
+    /// Appends its properties as they are to go.
+    pub(super) fn encode_props(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match (self.props, self.is_persistent) {
+            (MessageProps::Encoded(props), false) => out.extend_from_slice(props.as_bytes()),
+            (MessageProps::Encoded(props), true) => props.put_persistent(out),
+            (MessageProps::Built(properties), false) => properties.encode_into(out)?,
+            (MessageProps::Built(properties), true) => {
+                let delivery_mode = Some(2);
+                let persistent = Properties {
+                    delivery_mode,
+                    ..*properties
+                };
+                persistent.encode_into(out)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -169,8 +203,10 @@ impl Publisher {
     /// # Errors
     /// [`Error::Returned`], [`Error::Nacked`]: it is in no queue. [`Error::Unconfirmed`]: it may be. Those of
     /// [`Publisher::publish`]: it was not sent.
-    pub async fn send(&self, message: Message<'_>) -> Result<(), Error> {
-        self.publish(message).await?.await
+    #[track_caller]
+    pub fn send(&self, message: Message<'_>) -> impl Future<Output = Result<(), Error>> {
+        let publishing = self.publish(message);
+        async move { publishing.await?.await }
     }
 
     /// Publishes as soon as the window and the connection have room, and answers with the confirm to be waited for, at any time or
@@ -180,15 +216,21 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Encode`], [`Error::Lost`], [`Error::ChannelClosed`], [`Error::Closed`]; [`Error::Interrupted`].
-    pub async fn publish(&self, message: Message<'_>) -> Result<Confirm, Error> {
-        std::future::poll_fn(kernel_proceed).await;
-        loop {
-            match self.post(&message) {
-                Err(Error::Busy(Busy::Window)) => self.window().has_room.wait().await?,
-                Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
-                    self.channel.room().await?;
+    #[track_caller]
+    pub fn publish(&self, message: Message<'_>) -> impl Future<Output = Result<Confirm, Error>> {
+        let at = Location::caller();
+        async move {
+            std::future::poll_fn(kernel_proceed).await;
+            loop {
+                match self.post_at(&message, at) {
+                    Err(Error::Busy(Busy::Window)) => {
+                        self.window().has_room.wait().called_at(at).await?;
+                    }
+                    Err(Error::Busy(Busy::HighWater | Busy::Blocked | Busy::Recovering)) => {
+                        self.channel.room(at).await?;
+                    }
+                    outcome => return outcome,
                 }
-                outcome => return outcome,
             }
         }
     }
@@ -199,7 +241,17 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Busy`] where `publish` would wait; its other errors.
+    #[track_caller]
     pub fn post(&self, message: &Message<'_>) -> Result<Confirm, Error> {
+        self.post_at(message, Location::caller())
+    }
+
+    #[inline]
+    fn post_at(
+        &self,
+        message: &Message<'_>,
+        at: &'static Location<'static>,
+    ) -> Result<Confirm, Error> {
         let window = self.window();
         if window.is_full() {
             self.channel.check()?;
@@ -211,7 +263,7 @@ impl Publisher {
             index,
             is_taken: false,
         };
-        Ok(Confirm(interruptible(confirm)))
+        Ok(Confirm(interruptible(confirm).called_at(at)))
     }
 
     /// Waits until every message that was posted before has its answer, whatever that is.
@@ -220,11 +272,14 @@ impl Publisher {
     ///
     /// # Errors
     /// The reason, if the channel or the connection is gone; [`Error::Interrupted`].
-    pub async fn flush(&self) -> Result<(), Error> {
-        while self.window().unconfirmed() > 0 {
-            self.window().is_idle.wait().await?;
-        }
-        self.channel.check()
+    #[track_caller]
+    pub fn flush(&self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            while self.window().unconfirmed() > 0 {
+                self.window().is_idle.wait().await?;
+            }
+            self.channel.check()
+        })
     }
 
     /// How many messages wait for their confirm.
@@ -243,9 +298,12 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`Publisher::flush`], and [`Channel::close`].
-    pub async fn close(self) -> Result<(), Error> {
-        self.flush().await?;
-        self.channel.close().await
+    #[track_caller]
+    pub fn close(self) -> impl Future<Output = Result<(), Error>> {
+        at_caller(async move {
+            self.flush().await?;
+            self.channel.close().await
+        })
     }
 
     fn window(&self) -> &Window {

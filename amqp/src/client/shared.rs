@@ -1,6 +1,7 @@
 //! What the handles of a connection and its driver have in common.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::panic::Location;
 use std::rc::{Rc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::consumer::Subscription;
 use super::dial::chance;
 use super::error::{Busy, Error};
 use super::policy::Policy;
-use super::publisher::{Message, MessageProps};
+use super::publisher::Message;
 use super::recovery::Orphan;
 use super::request::Request;
 use super::window::Window;
@@ -72,7 +73,7 @@ pub(super) struct Shared {
     pub(super) closing: Cell<Closing>,
     /// How many publishings had no answer when the connection ended.
     pub(super) left_unconfirmed: Cell<usize>,
-    /// For properties that are given unencoded.
+    /// For properties that are not given as they go.
     scratch: RefCell<Vec<u8>>,
     /// What has taken the place of the address's password.
     pub(super) secret: RefCell<Option<String>>,
@@ -230,15 +231,13 @@ impl Shared {
         {
             return Err(self.why_busy(channel));
         }
-        match message.props {
-            MessageProps::Encoded(props) => self.put(channel, message, props.as_bytes(), window),
-            MessageProps::Built(properties) => {
-                let mut scratch = self.scratch.borrow_mut();
-                scratch.clear();
-                properties.encode_into(&mut scratch)?;
-                self.put(channel, message, &scratch, window)
-            }
+        if let Some(props) = message.ready_props() {
+            return self.put(channel, message, props, window);
         }
+        let mut scratch = self.scratch.borrow_mut();
+        scratch.clear();
+        message.encode_props(&mut scratch)?;
+        self.put(channel, message, &scratch, window)
     }
 
     #[cold]
@@ -358,13 +357,17 @@ impl Shared {
         }
     }
 
-    /// Waits until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
-    pub(super) async fn room(&self, channel: &ChannelState) -> Result<(), Interrupt> {
+    /// Waits, at a line of the caller's, until it is worth trying to publish again: there is room, or there never will be. Others may be quicker.
+    pub(super) async fn room(
+        &self,
+        channel: &ChannelState,
+        at: &'static Location<'static>,
+    ) -> Result<(), Interrupt> {
         while (!self.has_room.get() || channel.is_stopped.get() || channel.gate.get() != Gate::Open)
             && channel.down.get().is_none()
             && self.check_open().is_ok()
         {
-            self.changed.wait().await?;
+            self.changed.wait().called_at(at).await?;
         }
         Ok(())
     }

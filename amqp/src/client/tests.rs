@@ -19,12 +19,12 @@ use crate::wire::{Ack, AnyMethod, Deliver, Frame, Props, Splitter};
 
 const HEARTBEAT: u16 = 10;
 
-const fn secs(n: u64) -> Duration {
+pub(super) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// The server's end of a connection.
-struct Server {
+pub(super) struct Server {
     stream: UnixStream,
     read: Vec<u8>,
     heartbeats: usize,
@@ -77,11 +77,11 @@ impl Server {
         self.stream.write_all(&out).await.unwrap();
     }
 
-    /// Opens channel 1, in confirm mode if asked.
+    /// Opens the channel that it is asked for.
     async fn opens(&mut self) {
-        self.heard().await;
+        let (number, _) = self.heard().await;
         let ok = channel::OpenOk {};
-        self.says(1, Method::Channel(channel::AMQPMethod::OpenOk(ok)))
+        self.says(number, Method::Channel(channel::AMQPMethod::OpenOk(ok)))
             .await;
     }
 }
@@ -103,7 +103,7 @@ fn owned(method: AnyMethod<'_>) -> AnyMethodOwned {
 }
 
 /// Runs `body` with a connection that is open, and the server's end of it.
-fn with_server<F: Future<Output = Result<(), Error>>>(
+pub(super) fn with_server<F: Future<Output = Result<(), Error>>>(
     options: Options,
     body: impl FnOnce(Connection, Server, VirtualClock) -> F,
 ) {
@@ -174,7 +174,7 @@ pub(super) fn put_handshake(out: &mut Vec<u8>) {
 }
 
 /// Opens a channel while the server answers.
-async fn open(connection: &Connection, server: &mut Server) -> Result<Channel, Error> {
+pub(super) async fn open(connection: &Connection, server: &mut Server) -> Result<Channel, Error> {
     let opening = spawn({
         let connection = connection.clone();
         async move { connection.channel().await }
@@ -183,12 +183,15 @@ async fn open(connection: &Connection, server: &mut Server) -> Result<Channel, E
     opening.join().await.unwrap()
 }
 
-/// A publisher on channel 1.
-async fn publisher(connection: &Connection, server: &mut Server) -> Result<Publisher, Error> {
+/// A publisher, while the server answers.
+pub(super) async fn publisher(
+    connection: &Connection,
+    server: &mut Server,
+) -> Result<Publisher, Error> {
     publisher_with(PublisherOptions::default(), connection, server).await
 }
 
-async fn publisher_with(
+pub(super) async fn publisher_with(
     options: PublisherOptions,
     connection: &Connection,
     server: &mut Server,
@@ -198,21 +201,21 @@ async fn publisher_with(
         async move { connection.publisher(options).await }
     });
     server.opens().await;
-    server.heard().await;
+    let (number, _) = server.heard().await;
     let ok = confirm::SelectOk {};
     server
-        .says(1, Method::Confirm(confirm::AMQPMethod::SelectOk(ok)))
+        .says(number, Method::Confirm(confirm::AMQPMethod::SelectOk(ok)))
         .await;
     opening.join().await.unwrap()
 }
 
 /// A consumer of `tasks` with one delivery on its way.
-async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Error> {
+pub(super) async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Error> {
     let starting = spawn(channel.consume("tasks").start());
-    server.heard().await;
+    let (number, _) = server.heard().await;
     let ok = basic::QosOk {};
     server
-        .says(1, Method::Basic(basic::AMQPMethod::QosOk(ok)))
+        .says(number, Method::Basic(basic::AMQPMethod::QosOk(ok)))
         .await;
     let (_, AnyMethodOwned::Cold(Method::Basic(basic::AMQPMethod::Consume(consume)))) =
         server.heard().await
@@ -221,16 +224,16 @@ async fn consumer(channel: &Channel, server: &mut Server) -> Result<Consumer, Er
     };
     let consumer_tag = consume.consumer_tag;
     let mut out = Vec::new();
-    put_delivery(&mut out, consumer_tag.as_str(), 1);
+    put_delivery(&mut out, number, consumer_tag.as_str(), 1);
     let ok = basic::ConsumeOk { consumer_tag };
     server
-        .says(1, Method::Basic(basic::AMQPMethod::ConsumeOk(ok)))
+        .says(number, Method::Basic(basic::AMQPMethod::ConsumeOk(ok)))
         .await;
     server.stream.write_all(&out).await.unwrap();
     starting.join().await.unwrap()
 }
 
-fn put_delivery(out: &mut Vec<u8>, consumer_tag: &str, delivery_tag: u64) {
+fn put_delivery(out: &mut Vec<u8>, channel: u16, consumer_tag: &str, delivery_tag: u64) {
     let deliver = Deliver {
         consumer_tag,
         delivery_tag,
@@ -238,8 +241,8 @@ fn put_delivery(out: &mut Vec<u8>, consumer_tag: &str, delivery_tag: u64) {
         exchange: "",
         routing_key: "tasks",
     };
-    deliver.put(out, 1);
-    put_content(out, 1, Props::EMPTY.as_bytes(), b"x", 131_064);
+    deliver.put(out, channel);
+    put_content(out, channel, Props::EMPTY.as_bytes(), b"x", 131_064);
 }
 
 /// Accepts: amqp/R7
@@ -669,7 +672,7 @@ fn deliveries_and_the_acks_that_they_are_given_take_two_turns_of_the_driver() {
             let before = turns_of_the_driver();
             let mut out = Vec::new();
             for tag in last - 2..=last {
-                put_delivery(&mut out, &consumer_tag, tag);
+                put_delivery(&mut out, 1, &consumer_tag, tag);
             }
             server.stream.write_all(&out).await.unwrap();
             kernel::wait_until_idle().await?;

@@ -262,6 +262,27 @@ impl<'a> Props<'a> {
         PropsBuf(out)
     }
 
+    /// Appends the same with `delivery_mode` 2; what cannot be read goes as it is.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn put_persistent(&self, out: &mut Vec<u8>) {
+        let mut cursor = Cursor(self.0);
+        let flags = cursor.u16().filter(|flags| flags & NOT_PROPERTIES == 0);
+        let mut before = [CONTENT_TYPE, CONTENT_ENCODING, HEADERS].into_iter();
+        let is_there = |bit| flags.is_some_and(|flags| flags & bit != 0);
+        let can_be_read = before.all(|bit| !is_there(bit) || skip(&mut cursor, bit).is_some());
+        let (Some(flags), true) = (flags, can_be_read) else {
+            return out.extend_from_slice(self.0);
+        };
+        let at = self.0.len() - cursor.0.len();
+        if is_there(DELIVERY_MODE) {
+            let _ = skip(&mut cursor, DELIVERY_MODE);
+        }
+        out.extend_from_slice(&(flags | DELIVERY_MODE).to_be_bytes());
+        out.extend_from_slice(&self.0[2..at]);
+        out.push(2);
+        out.extend_from_slice(cursor.0);
+    }
+
     /// All at once, to change some and encode again. What is not UTF-8 is left out.
     pub fn to_properties(&self) -> Properties<'a> {
         Properties {

@@ -428,6 +428,10 @@ proptest! {
         prop_assert_eq!(&out, &oracle);
         prop_assert_eq!(encoded.as_props().check(), Ok(()));
         prop_assert_eq!(encoded.as_props().to_properties(), ours);
+        let mut persistent = Vec::new();
+        encoded.as_props().put_persistent(&mut persistent);
+        let expected = Properties { delivery_mode: Some(2), ..ours };
+        prop_assert_eq!(persistent, expected.encode().unwrap().as_bytes().to_vec());
     }
 
     /// The same verdict on frames that a peer has mangled. Ours is stricter in three places only: depth of tables, a weight, and
@@ -502,6 +506,7 @@ proptest! {
         let _ = props.check();
         let _ = props.to_properties();
         let _ = props.header("key");
+        props.put_persistent(&mut Vec::new());
         let _ = ContentHeader::parse(&bytes);
         let _ = Table::from_bytes(&bytes).check();
         prop_assert!(Table::from_bytes(&bytes).iter().count() <= bytes.len());

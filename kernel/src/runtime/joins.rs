@@ -51,7 +51,9 @@ fn noted_joiner(joiners: u32) -> Option<u32> {
 }
 
 impl State {
-    /// Notes that the current task waits for another one's end. False if that takes a node.
+    /// Notes that the current task waits for another one's end. False if that takes a node, or room for the note.
+    ///
+    /// No index is out of bounds in here, which the compiler cannot know; `get_mut` spares it to save registers for a panic.
     #[inline(always)]
     pub(crate) fn note_join(&mut self, body: &BodyRef, at: &'static Location<'static>) -> bool {
         let joiner = self.current;
@@ -67,32 +69,37 @@ impl State {
             return false;
         }
         let Some(noted) = self.noted.get_mut(joiner as usize) else {
-            return self.make_room_and_note(body, at);
+            return false;
         };
         let task = body.slot.get();
-        let joiners = &mut self.tasks[task].joiners;
-        if *joiners != NIL {
-            return false;
+        match self.tasks.get_mut(task) {
+            Some(slot) if slot.joiners == NIL => slot.joiners = NOTE | joiner,
+            _ => return false,
         }
-        *joiners = NOTE | joiner;
         *noted = Noted {
             task,
             others: NIL,
             at: self.caller.unwrap_or(at),
         };
-        self.tasks[joiner].flags.set(Flags::JOINS);
+        if let Some(slot) = self.tasks.get_mut(joiner) {
+            slot.flags.set(Flags::JOINS);
+        }
         true
     }
 
-    #[cold]
-    fn make_room_and_note(&mut self, body: &BodyRef, at: &'static Location<'static>) -> bool {
-        let nothing = Noted {
-            task: NIL,
-            others: NIL,
-            at: self.nowhere,
-        };
-        self.noted.resize(self.current as usize + 1, nothing);
-        self.note_join(body, at)
+    /// Makes room for a note of the current task; false if there is.
+    pub(crate) fn make_room_for_note(&mut self) -> bool {
+        let joiner = self.current as usize;
+        let lacks_room = (self.noted.len()..self.tasks.capacity()).contains(&joiner);
+        if lacks_room {
+            let nothing = Noted {
+                task: NIL,
+                others: NIL,
+                at: self.nowhere,
+            };
+            self.noted.resize(joiner + 1, nothing);
+        }
+        lacks_room
     }
 
     /// Where the task awaits its noted join, if it has one.
@@ -125,7 +132,7 @@ impl State {
 
     /// The leaf of a noted join is dropped.
     pub(crate) fn drop_note(&mut self, body: &BodyRef) {
-        if body.is_live() && !body.has_lost_join() {
+        if body.is_live() {
             self.take_note(body.slot.get());
         }
     }
@@ -215,34 +222,42 @@ impl State {
         body.expect("only a live task is waited for").keep_joiners();
     }
 
-    /// Fires those who waited for the end of `body`'s task.
+    /// Fires the one who waits for a task's end, if it is a noted joiner, and the only one. False if there is more to it.
     #[inline(always)]
-    pub(super) fn fire_joiners(&mut self, joiners: u32, body: BodyRef) -> BodyRef {
+    pub(super) fn fire_note(&mut self, joiners: u32) -> bool {
         let Some(joiner) = noted_joiner(joiners) else {
-            return self.fire_ring(joiners, body);
+            return false;
         };
-        let others = self.noted[joiner as usize].others;
-        let flags = &mut self.tasks[joiner].flags;
-        flags.clear(Flags::JOINS);
-        if others != NIL || !self.aftermath.is_empty() {
-            return self.fire_more_than_a_note(joiner, others, body);
+        let noted = self.noted.get(joiner as usize);
+        let is_only_one = noted.is_some_and(|noted| noted.others == NIL);
+        if !is_only_one || !self.aftermath.is_empty() {
+            return false;
         }
-        self.ready.queue(joiner, flags);
-        body
+        let Some(slot) = self.tasks.get_mut(joiner) else {
+            return false; // it is there, as above
+        };
+        slot.flags.clear(Flags::JOINS);
+        self.ready.queue(joiner, &mut slot.flags);
+        true
     }
 
-    #[cold]
-    fn fire_more_than_a_note(&mut self, joiner: u32, others: u32, body: BodyRef) -> BodyRef {
-        self.wake(joiner);
-        match others {
-            NIL => body,
-            first => self.fire_ring(first, body),
+    /// Fires those who waited for the end of `body`'s task.
+    pub(super) fn fire_joiners(&mut self, joiners: u32, body: &BodyRef) {
+        let first = match noted_joiner(joiners) {
+            None => joiners,
+            Some(joiner) => {
+                self.tasks[joiner].flags.clear(Flags::JOINS);
+                self.wake(joiner);
+                self.noted[joiner as usize].others
+            }
+        };
+        if first != NIL {
+            self.fire_ring(first, body);
         }
     }
 
     /// In the order in which they came.
-    #[inline(never)]
-    fn fire_ring(&mut self, first: u32, body: BodyRef) -> BodyRef {
+    fn fire_ring(&mut self, first: u32, body: &BodyRef) {
         let mut node = first;
         loop {
             let next = self.nodes[node].next;
@@ -251,7 +266,7 @@ impl State {
                 self.free(node);
             }
             if next == first {
-                return body;
+                return;
             }
             node = next;
         }

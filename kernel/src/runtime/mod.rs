@@ -445,6 +445,7 @@ impl Core {
             state.inherit_locals(slot);
         }
         if let Some(watch) = &self.watch {
+            handle.body().watch();
             drop(state);
             self.watch_created(watch, slot, handle.body());
         }
@@ -499,40 +500,56 @@ impl Core {
             self.budget.set(BUDGET);
             let waker = ManuallyDrop::new(word.waker());
             let mut cx = Context::from_waker(&waker);
-            let ended = match &self.watch {
-                None => !body.is_doomed() && body.poll(&mut cx),
-                Some(watch) => self.poll_watched(watch, task, &body, &mut cx),
+            let ended = match body.is_special() {
+                false => body.poll(&mut cx),
+                true => self.poll_special(task, &body, &mut cx),
             };
 
             state = self.state.borrow_mut();
             state.current = NIL;
-            if ended && self.watch.is_none() {
-                state.finish(task).release_shared(); // there is `body`
-                if body.is_wanted() && state.aftermath.is_empty() {
-                    body.release_shared(); // the handle has another
-                    continue;
-                }
-            } else if !ended && !body.is_doomed() {
+            if !ended && !body.is_doomed() {
                 body.release_shared(); // the slot has another
                 continue;
             }
-            drop(state);
-            self.bury(task, body);
-            if self.has_failed() {
-                return taken;
+            if ended && body.ends_quietly() {
+                state.finish(task).release_shared(); // there is `body`
+                body.release_shared(); // the handle has another
+                if state.aftermath.is_empty() {
+                    continue;
+                }
+                drop(state);
+                self.clear_up();
+            } else {
+                drop(state);
+                self.bury(task, ended, body);
+                if self.has_failed() {
+                    return taken;
+                }
             }
             state = self.state.borrow_mut();
         }
         taken
     }
 
+    /// Polls a task that is doomed or watched; true if it ended.
+    #[cold]
+    fn poll_special(&self, task: u32, body: &BodyRef, cx: &mut Context<'_>) -> bool {
+        match &self.watch {
+            None => !body.is_doomed() && body.poll(cx),
+            Some(watch) => self.poll_watched(watch, task, body, cx),
+        }
+    }
+
     /// Drops what is left after a poll in which the task ended or was doomed, and if somebody watches, tells it. That runs user code.
     #[inline(never)]
-    fn bury(&self, task: u32, body: BodyRef) {
-        let was_doomed = self.abort(&body);
-        if !was_doomed && let Some(watch) = &self.watch {
-            self.watch_terminated(watch, task, &body);
+    fn bury(&self, task: u32, ended: bool, body: BodyRef) {
+        if ended {
+            if let Some(watch) = &self.watch {
+                self.watch_terminated(watch, task, &body);
+            }
             self.with(|state| state.finish(task)).release_shared();
+        } else {
+            self.abort(&body);
         }
         self.clear_up();
         body.drop_unwanted_output();

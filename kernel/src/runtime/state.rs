@@ -86,10 +86,9 @@ pub(super) enum Aftermath {
 impl State {
     /// The id of the task that is being polled, 0 if none is.
     pub(super) fn running(&self) -> u64 {
-        match self.current {
-            NIL => 0,
-            task => self.tasks[task].body.as_ref().map_or(0, |body| body.id),
-        }
+        let slot = self.tasks.get(self.current);
+        let body = slot.and_then(|slot| slot.body.as_ref());
+        body.map_or(0, |body| body.id)
     }
 
     /// Nanoseconds since the kernel's epoch.
@@ -407,13 +406,23 @@ impl State {
     #[must_use]
     #[inline(never)]
     pub(super) fn finish(&mut self, task: u32) -> BodyRef {
-        if self.tasks[task].leaves_more() {
+        let slot = &self.tasks[task];
+        if slot.leaves_more() {
             return self.strip_and_finish(task);
         }
-        let (body, joiners) = self.tasks.retire(task);
-        if joiners != NIL {
-            return self.fire_joiners(joiners, body);
+        let joiners = slot.joiners;
+        if joiners != NIL && !self.fire_note(joiners) {
+            return self.fire_joiners_and_finish(task);
         }
+        self.tasks.retire(task)
+    }
+
+    /// Ends a task for whose end more wait than one noted joiner.
+    #[inline(never)]
+    fn fire_joiners_and_finish(&mut self, task: u32) -> BodyRef {
+        let joiners = self.tasks[task].joiners;
+        let body = self.tasks.retire(task);
+        self.fire_joiners(joiners, &body);
         body
     }
 

@@ -76,6 +76,8 @@ const KEEPS_JOINERS: u8 = 8;
 const REPORTED: u8 = 16;
 /// The noted join of the one who waits for it was interrupted.
 const LOST_JOIN: u8 = 32;
+/// Observers or another thread are told what it does.
+const WATCHED: u8 = 64;
 
 const _: () = assert!(size_of::<Header>() == 48);
 
@@ -130,6 +132,21 @@ impl Header {
 
     pub(crate) fn doom(&self) {
         self.marks.set(self.marks.get() | DOOMED);
+    }
+
+    /// Its kernel has a `Watch`.
+    pub(super) fn watch(&self) {
+        self.marks.set(self.marks.get() | WATCHED);
+    }
+
+    /// Whether there is more to a poll of it than the poll.
+    pub(super) fn is_special(&self) -> bool {
+        self.marks.get() & (DOOMED | WATCHED) != 0
+    }
+
+    /// Whether its end is a matter of the tables alone: nobody is told, and its output waits for a join.
+    pub(super) fn ends_quietly(&self) -> bool {
+        self.marks.get() & (DETACHED | WATCHED) == 0
     }
 
     pub(super) fn has_panicked(&self) -> bool {
@@ -936,21 +953,21 @@ impl Tasks {
         id
     }
 
-    /// Ends a task whose waits and scopes are gone: takes the body and the joiners out of the slot and moves the slot to its next generation. A slot
-    /// that still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
+    /// Ends a task whose waits and scopes are gone and whose joiners are known: takes the body out of the slot and moves the slot to its next
+    /// generation. A slot that still stands in the ready queue is freed when it is popped there, lest its next task be queued twice.
     #[inline]
-    pub(crate) fn retire(&mut self, id: u32) -> (BodyRef, u32) {
+    pub(crate) fn retire(&mut self, id: u32) -> BodyRef {
         self.live -= 1;
         let slot = &mut self.slots[id as usize];
         let body = slot.body.take().expect("only a live task is retired");
-        let joiners = std::mem::replace(&mut slot.joiners, NIL);
+        slot.joiners = NIL;
         let is_queued = slot.flags.has(Flags::QUEUED);
         slot.flags = slot.flags.of_next_task();
         if !is_queued {
             slot.waits = self.free;
             self.free = id;
         }
-        (body, joiners)
+        body
     }
 
     pub(crate) fn free_slot(&mut self, id: u32) {

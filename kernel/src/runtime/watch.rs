@@ -1,7 +1,7 @@
 //! Where the loop is watched: observers, the board that other threads read, and what happens after a panic.
 //!
-//! A kernel that nobody watches has no [`Watch`], and asks whether it has one once a step, once a spawn and once an end. All that
-//! follows is off that path. Observers are user code: they are called while no table is borrowed, and a step is *held* meanwhile, so that an
+//! A kernel that nobody watches has no [`Watch`], and asks whether it has one at each spawn. If it has, the task's body is marked, among marks that each
+//! step and each end look at anyway. All that follows is off that path. Observers are user code: they are called while no table is borrowed, and a step is *held* meanwhile, so that an
 //! observer which aborts the very task that it is told of only dooms it.
 
 use std::any::Any;

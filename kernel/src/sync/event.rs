@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -80,6 +81,14 @@ impl Event {
 pub struct EventWait<'a> {
     event: &'a Event,
     wait: SchedWait<'a>,
+}
+
+impl EventWait<'_> {
+    /// Where the task dump says that the task waits: at the caller of a primitive that awaits this in its turn, not inside it.
+    pub fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.wait = self.wait.called_at(at);
+        self
+    }
 }
 
 impl Future for EventWait<'_> {

@@ -1,12 +1,9 @@
 //! What is bounded, what is timed, and what is given back.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::rig::*;
 use crate::broker::Config;
-use crate::broker::store::{Mark, Store, Stored};
 use crate::wire::cold::{self, Method, channel, connection};
 use crate::wire::{Properties, Publish};
 
@@ -356,48 +353,9 @@ fn a_session_is_listed_once_when_it_has_something_to_hear_and_then_not_again() {
     assert_eq!(rig.broker.next_changed(), None);
 }
 
-/// A store whose disk is slow: nothing is safe until told so.
-#[derive(Debug, Default)]
-struct Slow {
-    told: u64,
-    safe: Rc<Cell<u64>>,
-    held: Rc<Cell<i64>>,
-}
-
-impl Store for Slow {
-    fn append(&mut self, message: Stored<'_>) {
-        assert_eq!(message.queue, "durable");
-        self.held.set(self.held.get() + 1);
-    }
-
-    fn settle(&mut self, _queue: &str, _sequence: u64) {
-        self.held.set(self.held.get() - 1);
-    }
-
-    fn forget(&mut self, queue: &str) {
-        assert_eq!(queue, "durable");
-        self.held.set(-1);
-    }
-
-    fn mark(&mut self) -> Mark {
-        self.told += 1;
-        Mark(self.told)
-    }
-
-    fn safe(&self) -> Mark {
-        Mark(self.safe.get())
-    }
-}
-
 #[test]
 fn confirms_wait_for_the_store_and_it_hears_of_persistent_messages_only() {
-    let (safe, held) = (Rc::default(), Rc::default());
-    let store = Slow {
-        told: 0,
-        safe: Rc::clone(&safe),
-        held: Rc::clone(&held),
-    };
-    let mut rig = Rig::with_store(Box::new(store));
+    let (mut rig, disk) = Rig::with_slow_disk();
     let mut client = rig.client();
     client.ask(&mut rig, declare_with("durable", |d| d.durable = true));
     client.ask(&mut rig, declare("transient"));
@@ -409,17 +367,21 @@ fn confirms_wait_for_the_store_and_it_hears_of_persistent_messages_only() {
     client.publish_with(&mut rig, "", "durable", "1", persistent);
     client.publish_with(&mut rig, "", "transient", "2", persistent);
     client.publish(&mut rig, "", "durable", "3");
-    assert_eq!((held.get(), rig.read(&mut client)), (1, vec![]));
-    safe.set(1);
+    let held = |messages| [("durable".to_owned(), messages)];
+    assert_eq!(
+        (disk.held(), rig.read(&mut client)),
+        (held(1).to_vec(), vec![])
+    );
+    disk.safe.set(1);
     rig.pass(Duration::ZERO);
     assert_eq!(rig.read(&mut client), ["1 ack 1"]);
-    safe.set(u64::MAX);
+    disk.safe.set(u64::MAX);
     rig.pass(Duration::ZERO);
     assert_eq!(rig.read(&mut client), ["1 ack 3 multiple"]);
     client.ask(&mut rig, get("durable", false));
-    assert_eq!(held.get(), 1, "until it is settled");
+    assert_eq!(disk.held(), held(1), "until it is settled");
     client.ack(&mut rig, 1, false);
-    assert_eq!(held.get(), 0);
+    assert_eq!(disk.held(), held(0));
     client.ask(&mut rig, delete("durable", false, false));
-    assert_eq!(held.get(), -1);
+    assert_eq!(disk.held(), []);
 }

@@ -1,8 +1,11 @@
 //! A broker, clients that are byte buffers, and short words for frames.
 
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::broker::store::Store;
+use crate::broker::store::{Mark, Store, Stored};
 use crate::broker::{Broker, Config, QueueStatus, SessionId};
 use crate::proto::content::Assembly;
 use crate::wire::cold::{
@@ -35,15 +38,20 @@ impl Rig {
         Self { broker, now }
     }
 
-    pub(super) fn with_store(store: Box<dyn Store>) -> Self {
-        let now = origin();
+    /// A broker whose store is safe up to what the test says.
+    pub(super) fn with_slow_disk() -> (Self, Rc<Disk>) {
+        let (now, disk) = (origin(), Rc::<Disk>::default());
+        let store = Slow {
+            told: 0,
+            disk: Rc::clone(&disk),
+        };
         let broker = Broker::with_store(
             Config::default(),
-            store,
+            Box::new(store),
             now,
             Duration::from_secs(1_800_000_000),
         );
-        Self { broker, now }
+        (Self { broker, now }, disk)
     }
 
     /// A client that has said nothing.
@@ -127,6 +135,57 @@ impl Rig {
 #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
 fn origin() -> Instant {
     Instant::now()
+}
+
+/// What a slow store was told, and how much of it is safe: nothing at first.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    /// The last mark that is.
+    pub(super) safe: Cell<u64>,
+    /// The messages of each queue.
+    queues: RefCell<BTreeMap<String, BTreeSet<u64>>>,
+}
+
+impl Disk {
+    /// The queues it has heard of, and how many messages it keeps of each.
+    pub(super) fn held(&self) -> Vec<(String, usize)> {
+        let queues = self.queues.borrow();
+        let held = queues.iter().map(|(name, kept)| (name.clone(), kept.len()));
+        held.collect()
+    }
+}
+
+#[derive(Debug)]
+struct Slow {
+    told: u64,
+    disk: Rc<Disk>,
+}
+
+impl Store for Slow {
+    fn append(&mut self, message: Stored<'_>) {
+        let mut queues = self.disk.queues.borrow_mut();
+        let queue = queues.entry(message.queue.to_owned()).or_default();
+        assert!(queue.insert(message.sequence), "{message:?} twice");
+    }
+
+    fn settle(&mut self, queue: &str, sequence: u64) {
+        let mut queues = self.disk.queues.borrow_mut();
+        let kept = queues.get_mut(queue).expect("it is told of what it keeps");
+        assert!(kept.remove(&sequence), "{sequence} of {queue} is not kept");
+    }
+
+    fn forget(&mut self, queue: &str) {
+        self.disk.queues.borrow_mut().remove(queue);
+    }
+
+    fn mark(&mut self) -> Mark {
+        self.told += 1;
+        Mark(self.told)
+    }
+
+    fn safe(&self) -> Mark {
+        Mark(self.disk.safe.get())
+    }
 }
 
 impl Client {

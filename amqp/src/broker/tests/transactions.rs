@@ -1,12 +1,9 @@
 //! Transactions: what waits for the commit, what a rollback gives back, and what they may hold.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::rig::*;
 use crate::broker::Config;
-use crate::broker::store::{Mark, Store, Stored};
 use crate::wire::cold::{Method, tx};
 use crate::wire::{Properties, Publish};
 
@@ -196,51 +193,23 @@ fn a_transaction_may_hold_half_of_the_brokers_memory_and_so_many_operations() {
     assert_eq!(rig.queue("q"), Some((0, 0, 0)));
 }
 
-/// Safe up to what the test says.
-#[derive(Debug)]
-struct Slow {
-    told: u64,
-    safe: Rc<Cell<u64>>,
-}
-
-impl Store for Slow {
-    fn append(&mut self, _message: Stored<'_>) {}
-
-    fn settle(&mut self, _queue: &str, _sequence: u64) {}
-
-    fn forget(&mut self, _queue: &str) {}
-
-    fn mark(&mut self) -> Mark {
-        self.told += 1;
-        Mark(self.told)
-    }
-
-    fn safe(&self) -> Mark {
-        Mark(self.safe.get())
-    }
-}
-
 #[test]
 fn commit_ok_waits_for_the_store() {
-    let safe = Rc::default();
-    let mut rig = Rig::with_store(Box::new(Slow {
-        told: 0,
-        safe: Rc::clone(&safe),
-    }));
+    let (mut rig, disk) = Rig::with_slow_disk();
     let mut client = rig.client();
     client.ask(&mut rig, declare("q"));
     client.ask(&mut rig, select());
     client.publish(&mut rig, "", "q", "1");
     assert_eq!(client.ask(&mut rig, commit()), [""; 0]);
     assert_eq!(client.ask(&mut rig, commit()), [""; 0]);
-    safe.set(1);
+    disk.safe.set(1);
     rig.pass(Duration::ZERO);
     assert_eq!(rig.read(&mut client), ["1 commit-ok"]);
-    safe.set(u64::MAX);
+    disk.safe.set(u64::MAX);
     rig.pass(Duration::ZERO);
     assert_eq!(rig.read(&mut client), ["1 commit-ok"]);
     // Who does not wait gets only so far ahead.
-    safe.set(0);
+    disk.safe.set(0);
     for _ in 0..1 << 10 {
         assert_eq!(client.ask(&mut rig, commit()), [""; 0]);
     }
