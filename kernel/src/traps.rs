@@ -45,6 +45,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::Location;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,7 @@ use pin_project_lite::pin_project;
 use crate::error::{Interrupt, ResourceBusy};
 use crate::local::Locals;
 use crate::runtime::{
-    self, BodyRef, Core, NIL, NoteState, Outlook, Phase, SourceId, State, Verdict, nanos,
+    self, BodyRef, Core, NIL, NoteState, Phase, Readiness, State, Verdict, nanos,
 };
 use crate::task::{Task, TaskId, TaskInfo, TaskRef};
 
@@ -1087,7 +1088,8 @@ pub fn write_wait(fd: &impl AsFd) -> IoWait {
 pub struct IoWait {
     fd: RawFd,
     direction: Direction,
-    source: Option<(u32, SourceId)>,
+    /// Once it is registered.
+    readiness: Option<Rc<Readiness>>,
     wait: Wait,
     at: &'static Location<'static>,
 }
@@ -1098,7 +1100,7 @@ impl IoWait {
         Self {
             fd,
             direction,
-            source: None,
+            readiness: None,
             wait: Wait::IDLE,
             at: Location::caller(),
         }
@@ -1110,25 +1112,24 @@ impl Future for IoWait {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if this.source.is_none() {
-            let (kernel, source) = running(|core| {
+        let readiness = match &this.readiness {
+            Some(readiness) => readiness,
+            None => this.readiness.insert(running(|core| {
                 core.with(|state| {
                     assert!(state.current != NIL, "a trap was polled outside of a task");
                     if let Some(interrupt) = state.pending_interrupt() {
                         return Err(io::Error::from(interrupt));
                     }
-                    Ok((core.serial, state.reactor.watch(this.fd, this.direction)?))
+                    let reactor = &mut state.reactor;
+                    reactor.watch(core.serial, this.fd, this.direction)
                 })
-            })?;
-            this.source = Some((kernel, source));
-        }
-        let (_, source) = this.source.expect("set above");
-        let fired = ready!(this.wait.poll(cx, |state| state.open_io_wait(
-            source,
-            this.direction,
-            this.at
-        )));
-        if fired? {
+            })?),
+        };
+        let (direction, at) = (this.direction, this.at);
+        let wait = this
+            .wait
+            .poll(cx, |state| state.open_io_wait(readiness, direction, at));
+        if ready!(wait)? {
             Poll::Ready(Ok(()))
         } else {
             Poll::Ready(Err(closed()))
@@ -1138,11 +1139,13 @@ impl Future for IoWait {
 
 impl Drop for IoWait {
     fn drop(&mut self) {
-        let Some((kernel, source)) = self.source else {
+        let Some(readiness) = &self.readiness else {
             return;
         };
         self.wait = Wait::IDLE;
-        runtime::with_kernel(kernel, |core| core.with(|state| state.unwatch(source)));
+        if let Some((kernel, source)) = readiness.at() {
+            runtime::with_kernel(kernel, |core| core.with(|state| state.unwatch(source)));
+        }
     }
 }
 
@@ -1190,9 +1193,7 @@ pub fn io_waiting(fd: &impl AsFd) -> (Option<TaskId>, Option<TaskId>) {
 #[derive(Debug)]
 pub struct Source {
     fd: RawFd,
-    /// Where it is registered; not before a task had to wait.
-    at: Cell<Option<(u32, SourceId)>>,
-    _local: PhantomData<*const ()>,
+    readiness: Rc<Readiness>,
 }
 
 impl Source {
@@ -1201,8 +1202,7 @@ impl Source {
     pub fn new(fd: &impl AsFd) -> Self {
         Self {
             fd: fd.as_fd().as_raw_fd(),
-            at: Cell::new(None),
-            _local: PhantomData,
+            readiness: Rc::new(Readiness::unregistered()),
         }
     }
 
@@ -1241,62 +1241,62 @@ impl Source {
         cx: &mut Context<'_>,
         mut op: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let mut outlook = match place.wait.is_armed() {
-            true => Outlook::Wait,
-            false => running(|core| core.outlook(self.at.get(), direction)),
-        };
+        if place.wait.is_armed() {
+            ready!(place.poll_event(cx))?;
+        } else if !self.readiness.is_ready(direction) && self.is_here() {
+            return self.begin_wait(direction, place, cx);
+        } else if !running(Core::spend) {
+            return let_others_run(cx);
+        }
         loop {
-            // A `match` would be a jump through a table, in every call.
-            if outlook == Outlook::Wait {
-                ready!(self.poll_event(direction, place, cx))?;
-            } else if outlook != Outlook::Call {
-                return refuse(outlook, direction, cx);
-            }
-            outlook = match op() {
+            match op() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running(|core| self.exhausted(core, direction))?
+                    running(|core| self.exhausted(core, direction))?;
+                    return self.begin_wait(direction, place, cx);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => Outlook::Call,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 outcome => return Poll::Ready(outcome),
-            };
+            }
         }
     }
 
     /// Waits until the poller says that the next call may succeed.
     #[inline(always)]
-    fn poll_event(
+    fn begin_wait<R>(
         &self,
         direction: Direction,
         place: &mut IoPlace,
         cx: &Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        let IoPlace { wait, at } = place;
-        let Some((_, id)) = self.at.get() else {
-            *wait = Wait::IDLE;
-            return Poll::Ready(Err(closed()));
-        };
-        // `poll` would ask this too, but its answer takes the way through memory.
-        if wait.collect() || ready!(wait.poll(cx, |state| state.open_io_wait(id, direction, at)))? {
-            return Poll::Ready(Ok(()));
+    ) -> Poll<io::Result<R>> {
+        if self.readiness.waiter(direction) != NIL {
+            let writing = direction == Direction::Write;
+            return Poll::Ready(Err(ResourceBusy { writing }.into()));
         }
-        Poll::Ready(Err(closed()))
+        let (readiness, at) = (&*self.readiness, place.at);
+        let open = move |state: &mut State| state.open_io_wait(readiness, direction, at);
+        match place.wait.arm(cx, false, open) {
+            Ok(()) => Poll::Pending,
+            Err(interrupt) => Poll::Ready(Err(interrupt.into())),
+        }
+    }
+
+    /// Whether it is registered in the running kernel.
+    fn is_here(&self) -> bool {
+        let here = running(|core| core.serial);
+        self.readiness
+            .at()
+            .is_some_and(|(kernel, _)| kernel == here)
     }
 
     /// Notes that the last call moved less than it could have: the next one would block, so wait before it.
     #[inline]
     pub fn clear_ready(&self, direction: Direction) {
-        let Some(at) = self.at.get() else {
-            return;
-        };
-        let clear = |core: &Core| core.clear_ready(at, direction);
-        if !runtime::with_current(|core| core.is_some_and(clear)) {
-            clear_ready_elsewhere(at, direction);
-        }
+        self.readiness.clear_ready(direction);
     }
 
     /// Forgets the descriptor, so that it can be used elsewhere or closed. Whoever waits for it gets an error.
     pub fn release(&self) {
-        if let Some((kernel, source)) = self.at.take() {
+        if let Some((kernel, source)) = self.readiness.at() {
             runtime::with_kernel(kernel, |core| {
                 core.with(|state| state.release_source(source))
             });
@@ -1304,22 +1304,19 @@ impl Source {
     }
 
     /// After a `WouldBlock`: registered, and known not to be ready.
-    fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<Outlook> {
-        if let Some((kernel, source)) = self.at.get() {
-            if kernel == core.serial {
-                if let Some(outlook) = core.with(|state| state.reactor.exhaust(source, direction)) {
-                    return Ok(outlook);
-                }
-                // Released by its descriptor: `io_release` knows nothing of us.
-            } else if runtime::exists(kernel) {
-                return Err(io::Error::other(
-                    "this source is registered in another kernel; release it there first",
-                ));
+    fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<()> {
+        core.with(|state| match self.readiness.at() {
+            Some((kernel, id)) if kernel == core.serial => state.reactor.exhaust(id, direction),
+            Some((kernel, _)) if runtime::exists(kernel) => Err(io::Error::other(
+                "this source is registered in another kernel; release it there first",
+            )),
+            _ => {
+                let (reactor, readiness) = (&mut state.reactor, Rc::clone(&self.readiness));
+                reactor
+                    .register(core.serial, self.fd, direction, readiness)
+                    .map(drop)
             }
-        }
-        let source = core.with(|state| state.reactor.register(self.fd))?;
-        self.at.set(Some((core.serial, source)));
-        Ok(Outlook::Wait)
+        })
     }
 }
 
@@ -1327,22 +1324,6 @@ impl Drop for Source {
     fn drop(&mut self) {
         self.release();
     }
-}
-
-/// As [`Source::clear_ready`], for a source of a kernel that does not run, if it still exists.
-#[cold]
-fn clear_ready_elsewhere(at: (u32, SourceId), direction: Direction) {
-    runtime::with_kernel(at.0, |core| core.clear_ready(at, direction));
-}
-
-/// What becomes of a system call that can neither be made nor waited for.
-#[cold]
-fn refuse<R>(outlook: Outlook, direction: Direction, cx: &Context<'_>) -> Poll<io::Result<R>> {
-    if outlook == Outlook::Spent {
-        return let_others_run(cx);
-    }
-    let writing = direction == Direction::Write;
-    Poll::Ready(Err(ResourceBusy { writing }.into()))
 }
 
 /// Where [`Source::poll_op`] waits from one call to the next; one for each direction.
@@ -1360,6 +1341,15 @@ impl IoPlace {
         Self {
             wait: Wait::IDLE,
             at: Location::caller(),
+        }
+    }
+
+    /// Goes on with a wait.
+    #[inline(always)]
+    fn poll_event(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        match ready!(self.wait.poll_armed(cx))? {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Ready(Err(closed())),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net;
+use std::os::unix::net as net_unix;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,6 +164,45 @@ fn echo() {
         client.join().unwrap();
     };
     kernel::run(main).unwrap();
+}
+
+/// The system tells of a Unix socket that it can be written to whenever the peer has read.
+#[test]
+fn nobody_is_woken_to_write_who_did_not_wait_for_it() {
+    let calls = calls_in("peer_that_reads");
+    assert_eq!(total(&calls.kernel), 3 * TIMES, "{:?}", calls.kernel);
+}
+
+#[test]
+#[ignore = "runs under strace, by the test above"]
+fn peer_that_reads() {
+    let (ours, mut theirs) = net_unix::UnixStream::pair().unwrap();
+    let kernel = thread_id();
+    let client = thread::spawn(move || {
+        let mut buf = [7];
+        for n in 0..=TIMES {
+            wait_until_asleep(&kernel);
+            match n {
+                0 => begin(&kernel),
+                TIMES => end(),
+                _ => {}
+            }
+            theirs.read_exact(&mut buf).unwrap();
+            // Whatever that woke it for is over.
+            wait_until_asleep(&kernel);
+            theirs.write_all(&buf).unwrap();
+        }
+    });
+    let main = async {
+        let ours = UnixStream::from_std(ours).unwrap();
+        let mut buf = [0; 2];
+        for _ in 0..=TIMES {
+            ours.write_all(&[7]).await.unwrap();
+            assert_eq!(ours.read(&mut buf).await.unwrap(), 1);
+        }
+    };
+    kernel::run(main).unwrap();
+    client.join().unwrap();
 }
 
 #[test]

@@ -1,19 +1,15 @@
 //! A descriptor in non-blocking mode, and the calls that sockets and pipes have in common.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::Location;
-#[cfg(any(feature = "futures-io", feature = "hyper"))]
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustix::io::ioctl_fionbio;
 
 use crate::error::{Interrupt, MaybeInterrupt};
-#[cfg(any(feature = "futures-io", feature = "hyper"))]
-use crate::traps::IoPlace;
-use crate::traps::{Direction, ReadyOp, Source};
+use crate::traps::{Direction, IoPlace, ReadyOp, Source};
 
 /// A descriptor in non-blocking mode: what [`TcpStream`](super::TcpStream) and its like are, by the type of the standard library inside.
 ///
@@ -80,6 +76,24 @@ impl<T: AsFd> Io<T> {
         mut call: impl FnMut(&'a T) -> io::Result<usize>,
     ) -> ReadyOp<'a, impl FnMut() -> io::Result<usize>> {
         self.source.ready_op(direction, move || {
+            let moved = call(&self.inner)?;
+            if 0 < moved && moved < len {
+                self.source.clear_ready(direction);
+            }
+            Ok(moved)
+        })
+    }
+
+    /// As [`moving`](Self::moving), for a method that polls.
+    pub(super) fn poll_moving<'a>(
+        &'a self,
+        direction: Direction,
+        place: &mut IoPlace,
+        cx: &mut Context<'_>,
+        len: usize,
+        mut call: impl FnMut(&'a T) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.source.poll_op(direction, place, cx, || {
             let moved = call(&self.inner)?;
             if 0 < moved && moved < len {
                 self.source.clear_ready(direction);
@@ -158,41 +172,24 @@ where
     /// As [`write`](Self::write), with the number of bytes that went before; also for an interrupt.
     #[track_caller]
     pub fn write_all(&self, data: &[u8]) -> impl Future<Output = Result<(), Incomplete>> {
-        let at = Location::caller();
-        async move {
-            let mut done = 0;
+        let (mut done, mut place) = (0, IoPlace::new());
+        poll_fn(move |cx| {
             while done < data.len() {
-                done += match self.write(&data[done..]).called_at(at).await {
+                let (direction, rest) = (Direction::Write, &data[done..]);
+                let written =
+                    self.poll_moving(direction, &mut place, cx, rest.len(), |mut inner| {
+                        inner.write(rest)
+                    });
+                done += match ready!(written) {
                     Ok(0) => {
                         let error = io::ErrorKind::WriteZero.into();
-                        return Err(Incomplete { done, error });
+                        return Poll::Ready(Err(Incomplete { done, error }));
                     }
                     Ok(written) => written,
-                    Err(error) => return Err(Incomplete { done, error }),
+                    Err(error) => return Poll::Ready(Err(Incomplete { done, error })),
                 };
             }
-            Ok(())
-        }
-    }
-}
-
-/// For traits whose methods poll.
-#[cfg(any(feature = "futures-io", feature = "hyper"))]
-impl<T: AsFd> Io<T> {
-    pub(super) fn poll_moving<'a>(
-        &'a self,
-        direction: Direction,
-        place: &mut IoPlace,
-        cx: &mut Context<'_>,
-        len: usize,
-        mut call: impl FnMut(&'a T) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        self.source.poll_op(direction, place, cx, || {
-            let moved = call(&self.inner)?;
-            if 0 < moved && moved < len {
-                self.source.clear_ready(direction);
-            }
-            Ok(moved)
+            Poll::Ready(Ok(()))
         })
     }
 }

@@ -22,6 +22,7 @@ mod kernel;
 mod lots;
 mod nodes;
 mod reactor;
+mod readiness;
 mod ready;
 mod remote;
 mod scopes;
@@ -51,8 +52,8 @@ pub(crate) use joins::NoteState;
 pub use kernel::{Builder, Kernel, ShutdownReport, Turn};
 pub use nodes::WaitKind;
 pub(crate) use nodes::{NIL, Phase, ROOT};
-pub use reactor::Direction;
-pub(crate) use reactor::{Outlook, SourceId};
+pub use readiness::Direction;
+pub(crate) use readiness::Readiness;
 pub use remote::{Completer, Remote, Ring};
 pub(crate) use scopes::Verdict;
 use state::Aftermath;
@@ -84,6 +85,8 @@ const BUDGET: u32 = 128;
 /// A kernel as its tasks and wakers know it.
 pub(crate) struct Core {
     state: RefCell<State>,
+    /// What the poller said last.
+    events: RefCell<mio::Events>,
     pool: Pool,
     inbox: InboxOwner,
     /// No other kernel of this process has it, ever.
@@ -238,6 +241,7 @@ impl Core {
                 closed: false,
                 nowhere,
             }),
+            events: RefCell::new(mio::Events::with_capacity(1024)),
             pool: Pool::new(),
             inbox,
             serial,
@@ -610,18 +614,7 @@ impl Core {
             };
             // The bell that rang while we were away is silenced by a poll, else the host finds us readable for ever.
             if slept || !state.reactor.is_empty() || self.away.replace(false) {
-                let for_thread = slept
-                    && state.remote_waits > 0
-                    && !state.wheel.is_empty()
-                    && state.clock.is_virtual();
-                let started = for_thread.then(Instant::now);
-                let polled = state.poll_io(wait);
-                if let Some(started) = started {
-                    // A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
-                    state
-                        .clock
-                        .advance_to(state.clock.now() + started.elapsed());
-                }
+                let polled = self.poll_io(state, wait);
                 if slept {
                     self.inbox.awake();
                 }
@@ -633,15 +626,37 @@ impl Core {
         if self.inbox.has_mail() {
             self.read_mail();
         }
-        self.with(State::fire_idle);
+        if self.state.borrow().ready.is_empty() {
+            self.with(State::fire_idle);
+        }
         outcome
+    }
+
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
+    #[inline(always)]
+    fn poll_io(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let for_thread = state.remote_waits > 0 && wait != Some(Duration::ZERO);
+        if for_thread && !state.wheel.is_empty() && state.clock.is_virtual() {
+            return self.poll_for_thread(state, wait);
+        }
+        state.poll_io(&mut self.events.borrow_mut(), wait)
+    }
+
+    /// A virtual clock does not jump while a thread works; it must not stand still either, or no timeout ever ends the wait.
+    #[cold]
+    fn poll_for_thread(&self, state: &mut State, wait: Option<Duration>) -> io::Result<()> {
+        let started = Instant::now();
+        let polled = state.poll_io(&mut self.events.borrow_mut(), wait);
+        let now = state.clock.now();
+        state.clock.advance_to(now + started.elapsed());
+        polled
     }
 
     /// How long to sleep in the poller.
     #[inline(always)]
     fn time_to_wait(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let may_sleep = state.ready.is_empty() && !state.has_idle_waits();
-        if !may_sleep || self.inbox.has_mail() || max_wait == Some(Duration::ZERO) {
+        if !may_sleep || max_wait == Some(Duration::ZERO) {
             return Some(Duration::ZERO);
         }
         if state.wheel.is_empty() {
@@ -654,15 +669,16 @@ impl Core {
     fn time_to_deadline(&self, state: &mut State, max_wait: Option<Duration>) -> Option<Duration> {
         let deadline = state.wheel.next_deadline(&state.nodes)?;
         let now = state.time();
-        if deadline <= now {
+        if deadline <= now || self.inbox.has_mail() {
             return Some(Duration::ZERO);
         }
         let until = Duration::from_nanos(deadline - now);
         let until = max_wait.map_or(until, |max| max.min(until));
         if state.remote_waits == 0 && state.clock.is_virtual() {
+            let events = &mut self.events.borrow_mut();
             let io_first = !state.reactor.is_empty()
                 && state
-                    .poll_io(Some(Duration::ZERO))
+                    .poll_io(events, Some(Duration::ZERO))
                     .is_ok_and(|_| !state.ready.is_empty() || !state.aftermath.is_empty());
             if io_first || state.clock.advance_to(state.clock.now() + until) {
                 return Some(Duration::ZERO);
@@ -700,17 +716,15 @@ impl Core {
             if !main.is_live() || self.has_failed() {
                 return Ok(());
             }
-            if self.must_look(taken) {
+            if taken < batch {
+                // No task is ready.
+                if self.is_stuck() {
+                    return Err(RunError::Deadlock(self.state.borrow().dump()));
+                }
+                self.look(None)?;
+            } else if self.must_look(taken) {
                 self.look(Some(Duration::ZERO))?;
-                continue;
             }
-            if taken == batch {
-                continue;
-            }
-            if self.is_stuck() {
-                return Err(RunError::Deadlock(self.state.borrow().dump()));
-            }
-            self.look(None)?;
         }
     }
 

@@ -1,14 +1,15 @@
 //! Turns the readiness of file descriptors into completed waits.
 //!
 //! mio is edge-triggered where Curio's selector is level-triggered: it tells once that a socket became readable, and not
-//! again before somebody has emptied it. So each source keeps what is known of its readiness in two bits. An event sets a bit; a
+//! again before somebody has emptied it. So each source keeps what is known of its readiness in two bits (see `readiness`). An event sets a bit; a
 //! system call that answers `WouldBlock`, or that moved less than it was asked to, clears it; a task waits only while
 //! the bit is clear. An echo costs three system calls: wait, read, write. The end of a stream is told once too, perhaps together
 //! with its last bytes: a read that moved less than asked does not clear a bit that also stands for the end.
 //!
-//! A source is registered once, for both directions, the first time a task has to wait for it: adding a descriptor
-//! reports readiness that is already there, so nothing is missed, and a connection that never blocks costs no registration. The poller's token carries
-//! a generation, since an event for a source that was closed earlier in the same batch must not reach its successor.
+//! A source is registered the first time a task has to wait for it: adding a descriptor reports readiness that is already there, so nothing is missed, and a
+//! connection that never blocks costs no registration. It is registered for reading, and for writing too from the first time that a task has to wait
+//! to write: few ever do, and the system tells of a Unix socket that it can be written to whenever the peer has read, which would wake us for nothing. The poller's
+//! token carries a generation, since an event for a source that was closed earlier in the same batch must not reach its successor.
 //!
 //! `read_wait` on a bare descriptor cannot use the bits: the caller's system calls are not seen here. It registers for each wait
 //! anew and unregisters when the wait ends (as Curio does for bare integers).
@@ -16,6 +17,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::panic::Location;
+use std::rc::Rc;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -23,70 +25,28 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
 use super::nodes::{NIL, Phase, WaitKind};
-use super::{Aftermath, Core, State};
+use super::readiness::{Direction, Readiness};
+use super::{Aftermath, State};
 use crate::error::ResourceBusy;
 use crate::task::TaskId;
 
 pub(crate) const WAKE: Token = Token(usize::MAX);
 
-/// Which way the bytes go.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Direction {
-    /// Towards us.
-    Read,
-    /// Away from us.
-    Write,
-}
-
 struct Source {
     fd: RawFd,
     generation: u32,
-    /// By direction.
-    sides: [Side; 2],
     /// Waits that hold a bare descriptor's registration; 0 for a source that holds its own.
     watchers: u32,
+    interest: Interest,
+    readiness: Rc<Readiness>,
 }
 
-/// What is known of one direction.
-#[derive(Clone, Copy)]
-struct Side {
-    /// The node that waits for it.
-    waiter: u32,
-    is_ready: bool,
-    /// It has ended or is broken: no call will block again, however little the last one moved.
-    has_ended: bool,
-}
-
-impl Side {
-    const NEW: Self = Self {
-        waiter: NIL,
-        is_ready: false,
-        has_ended: false,
-    };
-
-    /// Notes what an event says. The answer is who waited for it.
-    #[inline(always)]
-    const fn tell(&mut self, is_ready: bool, has_ended: bool) -> u32 {
-        self.has_ended |= has_ended;
-        if !(is_ready || has_ended) {
-            return NIL;
-        }
-        self.is_ready = true;
-        std::mem::replace(&mut self.waiter, NIL)
+/// What to ask the poller for, on behalf of a task that waits in that direction.
+const fn interest(direction: Direction) -> Interest {
+    match direction {
+        Direction::Read => Interest::READABLE,
+        Direction::Write => Interest::READABLE.add(Interest::WRITABLE),
     }
-}
-
-/// What a system call has to expect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Outlook {
-    /// It may succeed, as far as is known.
-    Call,
-    /// It would block: wait first.
-    Wait,
-    /// It would block, and another task waits already.
-    Busy,
-    /// The budget of the task is spent: let others run first.
-    Spent,
 }
 
 /// Number of a registered source, with the generation that keeps it apart from its successors.
@@ -120,7 +80,6 @@ impl SourceId {
 /// The sources of a kernel and its poller.
 pub(crate) struct Reactor {
     poll: Poll,
-    events: Events,
     sources: Slab<Source>,
     generation: u32,
     /// How many nodes wait for I/O.
@@ -131,7 +90,6 @@ impl Reactor {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             poll: Poll::new()?,
-            events: Events::with_capacity(1024),
             sources: Slab::new(),
             generation: 0,
             waiting: 0,
@@ -152,7 +110,14 @@ impl Reactor {
         self.waiting
     }
 
-    pub(crate) fn register(&mut self, fd: RawFd) -> io::Result<SourceId> {
+    /// Registers a descriptor that a task is to wait for, with the kernel of that serial number, which is the one of this reactor.
+    pub(crate) fn register(
+        &mut self,
+        kernel: u32,
+        fd: RawFd,
+        direction: Direction,
+        readiness: Rc<Readiness>,
+    ) -> io::Result<SourceId> {
         let entry = self.sources.vacant_entry();
         let index = u32::try_from(entry.key()).expect("fewer than 2^32 descriptors");
         // The generation of `WAKE` is never given out.
@@ -161,41 +126,70 @@ impl Reactor {
             index,
             generation: self.generation,
         };
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = interest(direction);
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), id.token(), interest)?;
+        readiness.set_at(Some((kernel, id)));
+        readiness.exhaust(Direction::Read);
+        readiness.exhaust(direction);
         entry.insert(Source {
             fd,
             generation: self.generation,
-            sides: [Side::NEW; 2],
             watchers: 0,
+            interest,
+            readiness,
         });
         Ok(id)
     }
 
-    /// Registers a bare descriptor for one wait, or asks again about one that is registered: what is ready now is reported as a new event.
-    pub(crate) fn watch(&mut self, fd: RawFd, direction: Direction) -> io::Result<SourceId> {
-        let Some(id) = self.find(fd) else {
-            let id = self.register(fd)?;
-            self.get(id).expect("just registered").watchers = 1;
-            return Ok(id);
-        };
+    /// Has the poller tell of that direction, and again of what it told before: what is ready now is reported as a new event.
+    fn register_again(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
         let source = &mut self.sources[id.index as usize];
-        if source.sides[direction as usize].waiter != NIL {
+        let interest = source.interest | interest(direction);
+        self.poll
+            .registry()
+            .reregister(&mut SourceFd(&source.fd), id.token(), interest)?;
+        source.interest = interest;
+        Ok(())
+    }
+
+    /// A call on a registered source answered `WouldBlock`, which proves more than any event.
+    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> io::Result<()> {
+        let source = &self.sources[id.index as usize];
+        let readiness = Rc::clone(&source.readiness);
+        if direction == Direction::Write && !source.interest.is_writable() {
+            self.register_again(id, direction)?;
+        }
+        readiness.exhaust(direction);
+        Ok(())
+    }
+
+    /// Registers a bare descriptor for one wait, or asks again about one that is registered: what is ready now is reported as a new event.
+    pub(crate) fn watch(
+        &mut self,
+        kernel: u32,
+        fd: RawFd,
+        direction: Direction,
+    ) -> io::Result<Rc<Readiness>> {
+        let Some(id) = self.find(fd) else {
+            let readiness = Rc::new(Readiness::unregistered());
+            let id = self.register(kernel, fd, direction, Rc::clone(&readiness))?;
+            self.get(id).expect("just registered").watchers = 1;
+            return Ok(readiness);
+        };
+        if self.sources[id.index as usize].readiness.waiter(direction) != NIL {
             return Err(ResourceBusy {
                 writing: direction == Direction::Write,
             }
             .into());
         }
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll
-            .registry()
-            .reregister(&mut SourceFd(&fd), id.token(), interest)?;
+        self.register_again(id, direction)?;
+        let source = &mut self.sources[id.index as usize];
         if source.watchers > 0 {
             source.watchers += 1;
         }
-        Ok(id)
+        Ok(Rc::clone(&source.readiness))
     }
 
     #[inline(always)]
@@ -205,42 +199,12 @@ impl Reactor {
             .filter(|source| source.generation == id.generation)
     }
 
-    #[inline(always)]
-    fn side(&mut self, id: SourceId, direction: Direction) -> Option<&mut Side> {
-        let source = self.get(id)?;
-        Some(&mut source.sides[direction as usize])
-    }
-
-    /// A source that is gone has nothing to wait for.
-    #[inline(always)]
-    fn outlook(&mut self, id: SourceId, direction: Direction) -> Outlook {
-        match self.side(id, direction) {
-            Some(side) if side.is_ready => Outlook::Call,
-            Some(side) if side.waiter != NIL => Outlook::Busy,
-            Some(_) => Outlook::Wait,
-            None => Outlook::Call,
-        }
-    }
-
-    /// A call moved less than it was asked to.
-    #[inline(always)]
-    pub(crate) fn clear_ready(&mut self, id: SourceId, direction: Direction) {
-        if let Some(side) = self.side(id, direction) {
-            side.is_ready = side.has_ended;
-        }
-    }
-
-    /// A call answered `WouldBlock`, which proves more than any event. `None` if the source is gone.
-    pub(crate) fn exhaust(&mut self, id: SourceId, direction: Direction) -> Option<Outlook> {
-        let side = self.side(id, direction)?;
-        (side.is_ready, side.has_ended) = (false, false);
-        Some(self.outlook(id, direction))
-    }
-
     /// The nodes that wait to read from and to write to it, `NIL` for none.
     pub(crate) fn waiters(&mut self, id: SourceId) -> [u32; 2] {
-        self.get(id)
-            .map_or([NIL; 2], |source| source.sides.map(|side| side.waiter))
+        let waiters = |source: &mut Source| {
+            [Direction::Read, Direction::Write].map(|direction| source.readiness.waiter(direction))
+        };
+        self.get(id).map_or([NIL; 2], waiters)
     }
 
     pub(crate) fn find(&self, fd: RawFd) -> Option<SourceId> {
@@ -253,76 +217,42 @@ impl Reactor {
             })
     }
 
-    #[inline(always)]
-    fn set_waiter(&mut self, id: SourceId, direction: Direction, node: u32) {
-        let side = self
-            .side(id, direction)
-            .expect("a task waits only for a registered source");
-        debug_assert!(side.waiter == NIL, "one waiter a direction");
-        side.waiter = node;
-        self.waiting += 1;
-    }
-
     pub(crate) fn remove_waiter(&mut self, key: u64, direction: Direction) {
-        if let Some(side) = self.side(SourceId::from_bits(key), direction) {
-            side.waiter = NIL;
+        if let Some(source) = self.get(SourceId::from_bits(key)) {
+            source.readiness.set_waiter(direction, NIL);
             self.waiting -= 1;
         }
     }
 }
 
-impl Core {
-    /// The one look before a system call on a source, which is `at` that place of that kernel if it is registered. Counts against the
-    /// task's budget.
-    #[inline(always)]
-    pub(crate) fn outlook(&self, at: Option<(u32, SourceId)>, direction: Direction) -> Outlook {
-        if !self.spend() {
-            return Outlook::Spent;
-        }
-        match at {
-            Some((kernel, id)) if kernel == self.serial => {
-                self.state.borrow_mut().reactor.outlook(id, direction)
-            }
-            _ => Outlook::Call,
-        }
-    }
-
-    /// The one look after a system call that moved less than it was asked to. False if the source is not one of this kernel.
-    #[inline(always)]
-    pub(crate) fn clear_ready(&self, (kernel, id): (u32, SourceId), direction: Direction) -> bool {
-        let is_ours = kernel == self.serial;
-        if is_ours {
-            self.state.borrow_mut().reactor.clear_ready(id, direction);
-        }
-        is_ours
-    }
-}
-
 impl State {
-    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes).
-    pub(crate) fn poll_io(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        let reactor = &mut self.reactor;
-        if let Err(error) = reactor.poll.poll(&mut reactor.events, wait) {
+    /// Asks the poller what happened, waiting up to `wait` for something (`None`: for as long as it takes), and fires those who waited for it.
+    #[inline(always)]
+    pub(crate) fn poll_io(
+        &mut self,
+        events: &mut Events,
+        wait: Option<Duration>,
+    ) -> io::Result<()> {
+        if let Err(error) = self.reactor.poll.poll(events, wait) {
             // A signal handler ran; whoever cares watches its pipe.
             if error.kind() == io::ErrorKind::Interrupted {
                 return Ok(());
             }
             return Err(error);
         }
-        let events = std::mem::replace(&mut self.reactor.events, Events::with_capacity(0));
-        for event in &events {
+        for event in &*events {
             // The bell's token is no source's.
             let Some(source) = self.reactor.get(SourceId::from_token(event.token())) else {
                 continue;
             };
-            let [read, write] = &mut source.sides;
-            let failed = event.is_error();
-            let reader = read.tell(event.is_readable() || failed, event.is_read_closed());
-            let writer = write.tell(event.is_writable() || failed, event.is_write_closed());
+            let (readiness, is_broken) = (&source.readiness, event.is_error());
+            let has_ended = event.is_read_closed() || is_broken;
+            let reader = readiness.tell(Direction::Read, event.is_readable(), has_ended);
+            let has_ended = event.is_write_closed() || is_broken;
+            let writer = readiness.tell(Direction::Write, event.is_writable(), has_ended);
             self.fire_io(reader);
             self.fire_io(writer);
         }
-        self.reactor.events = events;
         Ok(())
     }
 
@@ -334,20 +264,25 @@ impl State {
         }
     }
 
-    /// A wait for a direction that nobody else waits for.
+    /// A wait for a direction of a source that is registered here and that nobody else waits for.
     #[inline(always)]
     pub(crate) fn open_io_wait(
         &mut self,
-        id: SourceId,
+        readiness: &Readiness,
         direction: Direction,
         at: &'static Location<'static>,
     ) -> Option<u32> {
+        let (_, id) = readiness
+            .at()
+            .expect("a task waits only for a registered source");
+        debug_assert!(readiness.waiter(direction) == NIL, "one waiter a direction");
         let kind = match direction {
             Direction::Read => WaitKind::Read,
             Direction::Write => WaitKind::Write,
         };
         let node = self.open_wait(kind, id.to_bits(), at)?;
-        self.reactor.set_waiter(id, direction, node);
+        readiness.set_waiter(direction, node);
+        self.reactor.waiting += 1;
         Some(node)
     }
 
@@ -374,16 +309,17 @@ impl State {
     /// Forgets a source, before its descriptor is closed: `epoll` would go on reporting a duplicate of it. Whoever
     /// waits for it is told that it is closed (in Curio such a task sleeps for ever).
     pub(crate) fn release_source(&mut self, id: SourceId) {
-        let Some(source) = self.reactor.get(id) else {
+        if self.reactor.get(id).is_none() {
             return;
-        };
-        let (fd, sides) = (source.fd, source.sides);
-        self.reactor.sources.remove(id.index as usize);
+        }
+        let waiters = self.reactor.waiters(id);
+        let Source { fd, readiness, .. } = self.reactor.sources.remove(id.index as usize);
+        readiness.set_at(None);
         if let Err(error) = self.reactor.registry().deregister(&mut SourceFd(&fd)) {
             let text = format!("descriptor {fd} was closed before it was released: {error}");
             self.aftermath.push(Aftermath::Log(log::Level::Debug, text));
         }
-        for waiter in sides.map(|side| side.waiter) {
+        for waiter in waiters {
             if waiter != NIL {
                 self.reactor.waiting -= 1;
                 self.settle(waiter, Phase::Closed);

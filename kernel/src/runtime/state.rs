@@ -12,7 +12,8 @@ use super::clock::Clock;
 use super::inbox::Ticket;
 use super::joins::Noted;
 use super::nodes::{NIL, NOBODY, Node, Nodes, Phase, Term, WaitKind};
-use super::reactor::{Direction, Reactor};
+use super::reactor::Reactor;
+use super::readiness::Direction;
 use super::ready::Ready;
 use super::task::{BodyRef, Flags, Tasks};
 use super::waker::Word;
@@ -308,13 +309,17 @@ impl State {
     /// Ends a wait if it has been fired.
     #[inline(always)]
     pub(crate) fn collect(&mut self, node: u32) -> bool {
-        let has_fired = self.nodes[node].phase() == Phase::Fired;
-        if has_fired {
-            // Its waker, had it one of its own, was taken to be woken.
-            self.unlink_wait(node);
-            self.nodes.put_back(node);
+        let fired = &self.nodes[node];
+        if fired.phase() != Phase::Fired {
+            return false;
         }
-        has_fired
+        // Its waker, had it one of its own, was taken to be woken.
+        let task = fired.task();
+        self.nodes.put_back(node);
+        if let Some(slot) = self.tasks.get_mut(task) {
+            self.nodes.unlink_from_task(node, &mut slot.waits);
+        }
+        true
     }
 
     /// Frees a leaf's node that is in no queue any more.
