@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use amqp::client::{self, ConnectionEvent, Error, Message, Options, PublisherOptions, Recovery};
-use kernel::{spawn, timeout_after};
+use kernel::{Interrupt, spawn, timeout_after};
 use rig::{Broker, Deadline, PATIENCE, Process, Proxy, unique};
 
 /// Enough that a few bytes for each would show.
@@ -29,11 +29,11 @@ const LIMIT: Duration = if cfg!(debug_assertions) {
 /// What an allocator needs for its own comfort.
 const SLACK: u64 = 1 << 20;
 
-/// Plays a scene, an ignored test of this module, in a process of its own.
-fn play(scene: &str) {
+/// Plays a scene, an ignored test, in a process of its own.
+pub(crate) fn play(scene: &str) {
     let mut command = Command::new(env::current_exe().expect("a running program has a path"));
     command.args(["--ignored", "--exact", "--nocapture", "--test-threads", "1"]);
-    command.arg(format!("endurance::{scene}"));
+    command.arg(scene);
     let played = Process::spawn(&mut command).ended_by(Deadline::after(LIMIT + PATIENCE));
     let played = played.expect_code(0).stdout;
     assert!(played.contains("1 passed"), "{played}");
@@ -44,10 +44,10 @@ fn run(body: impl Future<Output = Result<(), Error>>) {
 }
 
 /// The processes whose growth counts: this one, and the broker if it is the test's own.
-struct Scales(Vec<u32>);
+pub(crate) struct Scales(Vec<u32>);
 
 impl Scales {
-    fn of(broker: &Broker) -> Self {
+    pub(crate) fn of(broker: &Broker) -> Self {
         let own = std::process::id();
         Self(
             [Some(own), broker.process_id()]
@@ -58,7 +58,7 @@ impl Scales {
     }
 
     /// Bytes in memory, without those of files: of a program's code more is read in as more of it runs.
-    fn memory(&self) -> Vec<u64> {
+    pub(crate) fn memory(&self) -> Vec<u64> {
         let of = |id: &u32| {
             let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
             let mut words = status
@@ -71,29 +71,42 @@ impl Scales {
     }
 
     /// Open descriptors.
-    fn descriptors(&self) -> Vec<usize> {
+    pub(crate) fn descriptors(&self) -> Vec<usize> {
         let of = |id: &u32| fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
         self.0.iter().map(|id| of(id).count()).collect()
     }
 
     /// For people who play a scene by hand.
-    fn tell(&self, half: &[u64], count: u32, of: &str) {
+    pub(crate) fn tell(&self, half: &[u64], count: u32, of: &str) {
         let (memory, descriptors) = (self.memory(), self.descriptors());
         println!("{count} {of}: from {half:?} to {memory:?} bytes, {descriptors:?} descriptors");
     }
 
     #[track_caller]
-    fn assert_level(&self, before: &[u64]) {
+    pub(crate) fn assert_level(&self, before: &[u64]) {
         let after = self.memory();
         let grown = before.iter().zip(&after).any(|(b, a)| *a > b + SLACK);
         assert!(!grown, "from {before:?} to {after:?} bytes");
+    }
+
+    /// Waits until there are no more descriptors than before; whoever has been left may not have noticed yet.
+    pub(crate) async fn descriptors_are_back(&self, before: &[usize]) -> Result<(), Interrupt> {
+        let deadline = Deadline::default();
+        loop {
+            let now = self.descriptors();
+            if now.iter().zip(before).all(|(now, before)| now <= before) {
+                return Ok(());
+            }
+            assert!(deadline.left().is_some(), "from {before:?} to {now:?}");
+            kernel::sleep(Duration::from_millis(10)).await?;
+        }
     }
 }
 
 /// Accepts: amqp/R19
 #[test]
 fn a_million_messages_leave_no_memory_behind() {
-    play("messages");
+    play("endurance::messages");
 }
 
 #[test]
@@ -141,7 +154,7 @@ fn messages() {
 /// Accepts: amqp/R37
 #[test]
 fn hundreds_of_lost_connections_leave_no_descriptor_and_no_memory_behind() {
-    play("connections");
+    play("endurance::connections");
 }
 
 #[test]
@@ -216,13 +229,7 @@ fn connections() {
         }
         scales.assert_level(&half.0);
         scales.tell(&half.0, CONNECTIONS, "connections");
-        // Whoever has been left may not have noticed yet.
-        let deadline = Deadline::default();
-        while scales.descriptors() > half.1 {
-            let now = scales.descriptors();
-            assert!(deadline.left().is_some(), "from {:?} to {now:?}", half.1);
-            kernel::sleep(Duration::from_millis(10)).await?;
-        }
+        scales.descriptors_are_back(&half.1).await?;
         channel.delete_exchange(&exchange, false).await?;
         channel.delete_queue(&queue).await?;
         let _ = connection.close(PATIENCE).await?;

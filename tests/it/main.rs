@@ -4,6 +4,7 @@
 //! | module | what belongs there |
 //! |---|---|
 //! | [`broker`] | what foreign clients (pika, kombu, celery) see of the broker: one check of a script in tests/python each |
+//! | [`chaos`] | our own client doing anything at random, on a network that breaks at random |
 //! | [`client`] | our own client against the broker under test, and what it makes of a connection that breaks |
 //! | [`delivery`] | a task there and back: submit, workers, results, signals, timeouts |
 //! | [`demo`] | what `olive demo` says; its broker is its own, so once is enough |
@@ -26,6 +27,7 @@
 //! A regression test is named `r<issue>_<claim>` and stands in the module that the bug belongs to.
 
 mod broker;
+mod chaos;
 mod client;
 mod delivery;
 mod demo;
