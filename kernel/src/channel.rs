@@ -323,8 +323,6 @@ impl<S: Write> Connection<S> {
                 written => self.sent += written,
             }
         }
-        self.outgoing.clear();
-        self.sent = 0;
         Ok(())
     }
 }

@@ -415,3 +415,27 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 fn text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_from_the_buffer_makes_room_for_more() {
+        let line = [b"moon ".repeat(200), b"\n".to_vec()].concat();
+        let (reader, writer) = io::pipe().unwrap();
+        let writing = std::thread::spawn({
+            let text = line.repeat(10_000);
+            move || { &writer }.write_all(&text)
+        });
+        crate::run(async {
+            let mut file = File::from(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
+            while !file.read_line().await.unwrap().is_empty() {
+                let room = lock(&file.inner).buffer.len();
+                assert!(room <= 2 * CHUNK, "{room}");
+            }
+        })
+        .unwrap();
+        writing.join().unwrap().unwrap();
+    }
+}

@@ -72,6 +72,7 @@ mod real {
 /// What the models share.
 #[cfg(all(test, loom))]
 pub(crate) mod models {
+    use std::cell::RefCell;
     use std::collections::VecDeque;
     use std::pin::pin;
     use std::sync::Arc;
@@ -154,9 +155,12 @@ pub(crate) mod models {
             }
         }
 
-        /// Others go on meanwhile, how far is left open.
+        /// Others go on meanwhile, how far is left open; in a [`Night`] until that is over.
         pub(crate) fn nap(&self, _: Duration) {
-            thread::yield_now();
+            match NIGHT.with_borrow(Clone::clone) {
+                Some(night) => night.nap(),
+                None => thread::yield_now(),
+            }
         }
 
         pub(crate) fn unpark(&self) {
@@ -166,6 +170,41 @@ pub(crate) mod models {
             if let Some(thread) = parked {
                 thread.unpark();
             }
+        }
+    }
+
+    std::thread_local! {
+        /// All threads of a model share it.
+        static NIGHT: RefCell<Option<Arc<Night>>> = const { RefCell::new(None) };
+    }
+
+    /// While it lasts nobody wakes from a nap: nothing may depend on one that does.
+    pub(crate) struct Night {
+        is_over: AtomicBool,
+        napper: Parker,
+    }
+
+    impl Night {
+        pub(crate) fn begin() -> Arc<Self> {
+            let night = Arc::new(Self {
+                is_over: AtomicBool::new(false),
+                napper: Parker::new(),
+            });
+            NIGHT.set(Some(night.clone()));
+            night
+        }
+
+        fn nap(&self) {
+            // A load may be late.
+            if !self.is_over.fetch_or(false, Ordering::AcqRel) {
+                self.napper.park();
+            }
+        }
+
+        pub(crate) fn end(self: Arc<Self>) {
+            self.is_over.swap(true, Ordering::AcqRel);
+            self.napper.unpark();
+            NIGHT.take();
         }
     }
 

@@ -1,7 +1,7 @@
-//! Sockets, pipes, children and signals, and the traps below them. Loopback only.
+//! Sockets, pipes, files, channels, children and signals, and the traps below them. Loopback only.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net as unix;
@@ -10,18 +10,24 @@ use std::path::Path;
 use std::process::Stdio;
 use std::rc::Rc;
 use std::sync::Barrier;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
+use futures::io::AsyncReadExt;
+use kernel::channel::Connection;
+use kernel::fs::File;
 use kernel::net::{
-    Incomplete, Io, Stream, TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream,
+    Incomplete, Io, Places, PollRead, Polled, Server, Stream, TcpListener, TcpStream, UdpSocket,
+    UnixListener, UnixStream,
 };
 use kernel::process::{Command, ProcessError};
 use kernel::signal::{self, SignalEvent, SignalQueue};
 use kernel::{
-    Builder, Interrupt, MaybeInterrupt, ResourceBusy, VirtualClock, sleep, spawn, timeout_after,
-    traps, yield_now,
+    Builder, Interrupt, MaybeInterrupt, ResourceBusy, TaskRef, VirtualClock, WaitKind,
+    current_task, sleep, spawn, timeout_after, traps, yield_now,
 };
+use rig::unique;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -1112,6 +1118,12 @@ fn a_command_that_fails_tells_its_status_and_one_that_is_not_there_its_name() {
         };
         assert_eq!(failed.status.code(), Some(3));
         assert_eq!(failed.stdout, b"why\n");
+        let talkative = Command::new("sh")
+            .args(["-c", "printf '%01000d' 0 >&2; false"])
+            .check_output(b"")
+            .await;
+        let text = talkative.unwrap_err().to_string();
+        assert!(text.ends_with(&format!(": {}", "0".repeat(400))), "{text}");
 
         let missing = Command::new("/no/such/program").spawn().unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
@@ -1279,6 +1291,397 @@ fn a_dropped_child_goes_on_or_is_killed_as_asked() {
         assert!(exists(&spared_pid));
         let mut kill = Command::new("kill");
         kill.args(["-KILL", &spared_pid]).check_output(b"").await?;
+        Ok(())
+    });
+}
+
+// ---- buffers, connections and signals at their limits
+
+/// Takes nothing of what is written to it.
+struct Deaf(unix::UnixStream);
+
+impl AsFd for Deaf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl io::Write for &Deaf {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_connection_that_takes_nothing_is_an_error_and_no_endless_loop() {
+    run(async {
+        let deaf = || Io::from_std(Deaf(unix::UnixStream::pair()?.0));
+        let of_io = deaf()?.write_all(b"moon").await.unwrap_err();
+        let of_stream = Stream::new(deaf()?).write_all(b"moon").await.unwrap_err();
+        let of_messages = Connection::new(deaf()?).send(b"moon").await.unwrap_err();
+        for Incomplete { done, error } in [of_io, of_stream, of_messages] {
+            assert_eq!((done, error.kind()), (0, io::ErrorKind::WriteZero));
+        }
+        Ok(())
+    });
+}
+
+/// What is left of one filling of the buffer is moved before the next.
+#[test]
+fn lines_across_the_ends_of_the_buffer_come_whole() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        let writer = spawn(async move {
+            let text: String = (0..10_000).map(|line| format!("line {line}\n")).collect();
+            theirs.write_all(text.as_bytes()).await
+        });
+        let mut lines = Stream::new(ours);
+        for line in 0..10_000 {
+            assert_eq!(
+                lines.read_until(b'\n', 100).await?,
+                format!("line {line}\n").as_bytes()
+            );
+        }
+        Ok(writer.join().await.unwrap()?)
+    });
+}
+
+#[test]
+fn an_interrupted_read_of_a_stream_is_no_end() {
+    run(async {
+        let (ours, _theirs) = UnixStream::pair()?;
+        let mut stream = Stream::new(ours);
+        for length in [1, 1 << 16] {
+            let late =
+                timeout_after(Duration::from_millis(1), stream.read(&mut vec![0; length])).await;
+            assert!(is_timeout(&late), "{late:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_wait_for_several_buffers_is_for_the_direction_that_it_needs() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = (Rc::new(ours), Rc::new(theirs));
+        let reader = spawn({
+            let ours = Rc::clone(&ours);
+            async move {
+                let (mut one, mut two) = ([0; 1], [0; 8]);
+                let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+                let read = ours.read_vectored(&mut both).await?;
+                io::Result::Ok([&one[..], &two[..read - 1]].concat())
+            }
+        });
+        let full = timeout_after(Duration::ZERO, ours.write_all(&vec![7; 1 << 20])).await;
+        assert!(is_timeout(&full));
+        let writer = spawn({
+            let ours = Rc::clone(&ours);
+            async move { ours.write_vectored(&[IoSlice::new(b"late")]).await }
+        });
+        settle().await;
+        let waits = |task: &TaskRef| task.info().unwrap().waits[0].0;
+        assert_eq!(waits(&reader), WaitKind::Read);
+        assert_eq!(waits(&writer), WaitKind::Write);
+        theirs.write_all(b"moon").await?;
+        assert_eq!(reader.join().await.unwrap()?, b"moon");
+        writer.cancel().await?;
+        let peeker = spawn(async move { ours.peek(&mut [0]).await });
+        settle().await;
+        assert_eq!(waits(&peeker), WaitKind::Read);
+        peeker.cancel().await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn several_buffers_are_filled_from_what_is_buffered_and_then_from_the_connection() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.write_all(b"line\nabcdef").await?;
+        let mut stream = Stream::new(ours);
+        assert_eq!(stream.read_line(100).await?, b"line\n");
+        let mut ours = Polled::from(stream);
+        let (mut one, mut two) = ([0; 2], [0; 8]);
+        let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+        assert_eq!(ours.read_vectored(&mut both).await?, 6);
+        assert_eq!((&one, &two[..4]), (b"ab", &b"cdef"[..]));
+        let reader = spawn(async move {
+            let (mut one, mut two) = ([0; 2], [0; 8]);
+            let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+            let read = ours.read_vectored(&mut both).await?;
+            io::Result::Ok((read, one, two))
+        });
+        settle().await;
+        assert_eq!(reader.info().unwrap().waits[0].0, WaitKind::Read);
+        theirs.write_all(b"ghi").await?;
+        assert_eq!(
+            reader.join().await.unwrap()?,
+            (3, *b"gh", *b"i\0\0\0\0\0\0\0")
+        );
+        Ok(())
+    });
+}
+
+/// Has no way of its own to read into several buffers.
+struct Plain(UnixStream);
+impl PollRead for Plain {
+    fn poll_read(
+        &self,
+        places: &mut Places,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        assert!(!buf.is_empty(), "nothing can be read into this");
+        self.0.poll_read(places, cx, buf)
+    }
+}
+
+#[test]
+fn the_first_buffer_with_room_is_read_into_where_there_is_no_other_way() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.write_all(b"moon").await?;
+        let (mut one, mut two) = ([0; 0], [0; 8]);
+        let mut both = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+        assert_eq!(Polled::new(Plain(ours)).read_vectored(&mut both).await?, 4);
+        assert_eq!(&two[..4], b"moon");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_from_an_address_of_choice_that_fails_names_both_ends() {
+    run(async {
+        let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let local = "127.0.0.1:0".parse().unwrap();
+        let refused = TcpStream::connect_from(local, nobody).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let text = refused.to_string();
+        assert!(
+            text.contains(&local.to_string()) && text.contains(&nobody.to_string()),
+            "{text}"
+        );
+        Ok(())
+    });
+}
+
+// io
+#[test]
+fn a_port_can_be_listened_on_again_at_once() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let client = TcpStream::connect(address).await?;
+        // Who closes first keeps the connection for a minute.
+        drop(listener.accept().await?);
+        assert_eq!(client.read(&mut [0]).await?, 0);
+        drop((client, listener));
+        TcpListener::bind(address)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_to_a_unix_server_that_lets_nobody_in_can_be_interrupted() {
+    run(async {
+        let path = std::env::temp_dir().join(unique("kernel-full"));
+        let _listener = Server::new().backlog(0).unix_socket(&path)?;
+        let mut crowd = Vec::new();
+        let late = loop {
+            match timeout_after(Duration::from_millis(20), UnixStream::connect(&path)).await {
+                Ok(stream) => crowd.push(stream),
+                late => break late,
+            }
+        };
+        assert!(is_timeout(&late), "{late:?}");
+        std::fs::remove_file(path)
+    });
+}
+
+#[test]
+fn a_signal_event_needs_nobody_who_waits_to_be_set() {
+    run(async {
+        let event = SignalEvent::new(&[signal::SIGURG])?;
+        assert!(!event.is_set());
+        for _ in 0..2 {
+            raise("-URG");
+            while !event.is_set() {
+                sleep(Duration::from_millis(1)).await?;
+            }
+            assert!(event.is_set());
+            event.clear();
+            assert!(!event.is_set());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_number_that_is_no_signal_is_refused() {
+    run(async {
+        let child = Command::new("sleep")
+            .arg("1000")
+            .kill_on_drop(true)
+            .spawn()?;
+        for number in [0, -1, 1000] {
+            assert_eq!(kind(child.signal(number)), io::ErrorKind::InvalidInput);
+        }
+        assert_eq!(child.try_wait()?, None);
+        Ok(())
+    });
+}
+
+// ---- channels
+
+// ---- channel
+#[test]
+fn a_message_that_nobody_can_receive_is_not_sent() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (mut ours, mut theirs) = (Connection::new(ours), Connection::new(theirs));
+        // Nobody touches its pages.
+        let refused = ours.send(&vec![0; 1 << 31]).await.unwrap_err();
+        assert_eq!(
+            (refused.done, refused.error.kind()),
+            (0, io::ErrorKind::InvalidInput)
+        );
+        ours.send(b"moon").await?;
+        assert_eq!(theirs.recv(4).await?, b"moon");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_peer_that_goes_within_a_message_that_is_skipped_is_missed() {
+    run(async {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.write_all(&[0, 0, 0, 9, b'm', b'o']).await?;
+        drop(theirs);
+        let mut ours = Connection::new(ours);
+        assert_eq!(kind(ours.recv(8).await), io::ErrorKind::FileTooLarge);
+        for _ in 0..2 {
+            assert_eq!(kind(ours.recv(8).await), io::ErrorKind::UnexpectedEof);
+        }
+        Ok(())
+    });
+}
+
+/// Until a peer has proved that it knows the key, it cannot make us hold more than a few bytes.
+#[test]
+fn a_peer_without_the_key_cannot_send_long_messages() {
+    run(async {
+        for (length, expected) in [
+            (256, io::ErrorKind::PermissionDenied),
+            (257, io::ErrorKind::FileTooLarge),
+        ] {
+            let long = vec![b'x'; length];
+            let pair = || UnixStream::pair().map(|(a, b)| (Connection::new(a), Connection::new(b)));
+            let (mut ours, mut theirs) = pair()?;
+            theirs.send(&long).await?;
+            assert_eq!(kind(ours.authenticate_server(b"key").await), expected);
+            let (mut ours, mut theirs) = pair()?;
+            theirs.send(&long).await?;
+            assert_eq!(kind(ours.authenticate_client(b"key").await), expected);
+            let (mut ours, mut theirs) = pair()?;
+            theirs.send(b"#CHALLENGE#nonce").await?;
+            theirs.send(&long).await?;
+            assert_eq!(kind(ours.authenticate_client(b"key").await), expected);
+        }
+        Ok(())
+    });
+}
+
+// ---- files
+
+fn pipe_with(bytes: &[u8]) -> io::Result<(File, io::PipeWriter)> {
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(bytes)?;
+    Ok((std::fs::File::from(OwnedFd::from(reader)).into(), writer))
+}
+
+#[test]
+fn a_file_that_is_no_text_is_an_error_for_those_who_want_text() {
+    run(async {
+        let text = b"moon\n\xff\n";
+        let (mut file, _) = pipe_with(text)?;
+        assert_eq!(file.read_line().await?, "moon\n");
+        assert_eq!(kind(file.read_line().await), io::ErrorKind::InvalidData);
+        let (mut file, _) = pipe_with(text)?;
+        assert_eq!(
+            kind(file.read_to_string().await),
+            io::ErrorKind::InvalidData
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pipe_cannot_be_put_back_to_where_reading_has_come_to() {
+    run(async {
+        let (mut file, _writer) = pipe_with(b"moon\nsun\n")?;
+        assert_eq!(file.read_line().await?, "moon\n");
+        let never = file.blocking(|_| -> io::Result<()> { panic!("at which position?") });
+        assert_eq!(kind(never.await), io::ErrorKind::NotSeekable);
+        Ok(())
+    });
+}
+
+// fs
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_and_no_end() {
+    run(async {
+        let mut folder = File::open("/").await?;
+        assert_eq!(
+            kind(folder.read(&mut [0; 10]).await),
+            io::ErrorKind::IsADirectory
+        );
+        assert_eq!(kind(folder.read_line().await), io::ErrorKind::IsADirectory);
+        assert_eq!(
+            kind(folder.read_to_end().await),
+            io::ErrorKind::IsADirectory
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_file_has_read_ahead_is_got_without_waiting() {
+    run(async {
+        let (mut file, _writer) = pipe_with(b"moon\nsun\n")?;
+        assert_eq!(file.read_line().await?, "moon\n");
+        current_task().request_cancel("late");
+        let mut buf = [0; 10];
+        assert_eq!(file.read(&mut buf).await?, 4);
+        assert_eq!(file.read(&mut []).await?, 0);
+        assert!(file.read(&mut buf).await.unwrap_err().interrupt().is_some());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_task_that_reads_lines_from_the_buffer_lets_others_run() {
+    run(async {
+        let (mut file, writer) = pipe_with(&b"moon\n".repeat(2000))?;
+        drop(writer);
+        assert_eq!(file.read_line().await?, "moon\n"); // and with it all
+        let turns = Rc::new(Cell::new(0));
+        let (ours, other) = (Rc::clone(&turns), Rc::clone(&turns));
+        let other = spawn(async move {
+            while yield_now().await.is_ok() {
+                other.set(other.get() + 1);
+            }
+        });
+        for _ in 0..1000 {
+            assert_eq!(file.read_line().await?, "moon\n");
+        }
+        assert!(ours.get() > 0);
+        other.cancel().await?;
         Ok(())
     });
 }

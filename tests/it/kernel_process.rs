@@ -2,8 +2,14 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -424,6 +430,94 @@ fn a_program_that_forgets_to_serve_does_not_start_itself_for_ever() {
          cannot start a worker process: it ended with exit status: 9 at once; \
          does its `main` begin with `kernel::process_worker`?\n"
     );
+}
+
+#[test]
+fn a_program_calls_its_own_functions_though_its_file_is_gone() {
+    let program = Path::new(WORKER).with_file_name(unique("worker"));
+    fs::hard_link(WORKER, &program).unwrap();
+    run(async || {
+        let pool = ProcessPool::new(1).program(&program);
+        pid_of_worker(&pool).await;
+        fs::remove_file(&program).unwrap();
+        assert_eq!(pool.run("call_another", "12").await.unwrap(), b"144");
+    });
+}
+
+/// A call, as the parent sends it.
+fn message(name: &str, args: &str) -> Vec<u8> {
+    let numbers = [100, name.len() as u32, args.len() as u32];
+    let head = numbers.map(u32::to_be_bytes).concat();
+    [&head[..], name.as_bytes(), args.as_bytes()].concat()
+}
+
+#[test]
+fn a_worker_ends_well_with_its_parents_side_and_badly_when_a_call_is_cut_off() {
+    type Talk = fn(&mut UnixStream);
+    let talks: [(Talk, i32, &str); 4] = [
+        (|_| {}, 0, ""),
+        (
+            |parent| {
+                parent.write_all(&message("panic", "no more")).unwrap();
+                let mut head = [0; 5];
+                parent.read_exact(&mut head).unwrap();
+                let length = u32::from_be_bytes(head[1..].try_into().unwrap());
+                parent.read_exact(&mut vec![0; length as usize]).unwrap();
+            },
+            0,
+            "no more",
+        ),
+        (
+            |parent| parent.write_all(&message("square", "3")[..15]).unwrap(),
+            1,
+            "worker process ",
+        ),
+        (
+            |parent| {
+                parent.shutdown(Shutdown::Read).unwrap();
+                parent.write_all(&message("square", "3")).unwrap();
+            },
+            1,
+            "worker process ",
+        ),
+    ];
+    for (n, (talk, code, said)) in talks.into_iter().enumerate() {
+        let (mut parent, theirs) = UnixStream::pair().unwrap();
+        let theirs = fs::File::from(OwnedFd::from(theirs));
+        let inode = theirs.metadata().unwrap().ino().to_string();
+        let child = Command::new(WORKER)
+            .env("SWEEPEA_WORKER_SOCKET", inode)
+            .stdin(theirs)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut hello = [0; 8];
+        parent.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"SWEEPEA\x01");
+        talk(&mut parent);
+        // The last one has to see for itself that nobody listens.
+        let open = (n == 3).then(|| parent.try_clone().unwrap());
+        drop(parent);
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(code), "{n}: {stderr}");
+        assert!(stderr.contains(said), "{n}: {stderr}");
+        assert_eq!(stderr.is_empty(), said.is_empty(), "{n}: {stderr}");
+        drop(open);
+    }
+}
+
+#[test]
+fn a_shutdown_that_is_interrupted_kills_who_does_not_end() {
+    run(async || {
+        let pool = pool(1);
+        let pid = pid_of_worker(&pool).await;
+        let stopped = Pid::from_raw(pid.cast_signed()).unwrap();
+        kill_process(stopped, Signal::STOP).unwrap();
+        let late = timeout_after(Duration::from_millis(20), pool.shutdown()).await;
+        assert_eq!(late.unwrap_err().interrupt(), Some(&Interrupt::TaskTimeout));
+        wait_until_gone(pid);
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
@@ -313,6 +314,9 @@ fn at_any_stage() {
             for _ in 0..2 {
                 let error = pool.run("square", "3").await.unwrap_err();
                 assert_eq!(error.to_string(), expected, "{steps:?}");
+                if let ProcessCallError::Broken { error } = &error {
+                    assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{steps:?}");
+                }
                 assert_eq!(pool.processes(), 0);
             }
         });

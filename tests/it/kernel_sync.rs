@@ -1,21 +1,25 @@
 //! Queues, events and promises, locks and semaphores, conditions, workers and groups, on a virtual clock.
 
 use std::cell::{Cell, RefCell};
+use std::error::Error;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
+use kernel::net::Incomplete;
 use kernel::sync::{
     BoundedSemaphore, Broken, Condition, Event, LifoQueue, Lock, PriorityQueue, Queue, QueueError,
-    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, promise,
+    RLock, Semaphore, TooManyPermits, TryGetError, TryPutError, UniversalEvent, UniversalQueue,
+    UniversalResult, promise,
 };
 use kernel::{
-    Builder, GroupError, Interrupt, JoinError, PoolJob, RunError, TaskGroup, ThreadPool,
-    VirtualClock, Wait, group, interruptible, run_in_thread, run_on, sleep, spawn, timeout_after,
-    yield_now,
+    Builder, GroupError, Interrupt, JoinError, MaybeInterrupt, PoolJob, RunError, TaskGroup,
+    ThreadPool, VirtualClock, Wait, current_task, group, interruptible, run_in_thread, run_on,
+    sleep, spawn, timeout_after, yield_now,
 };
 
 /// Runs `main` on a clock that jumps.
@@ -1814,5 +1818,311 @@ fn next_done_can_lose_a_race_and_be_called_again() {
         assert_eq!(late.err(), Some(Interrupt::TaskTimeout));
         assert_eq!(plain(group.next_done().await.unwrap().unwrap().result), 1);
         assert_eq!(plain(group.next_done().await.unwrap().unwrap().result), 2);
+    });
+}
+
+// ---- what is easily forgotten
+
+#[test]
+fn queues_say_whether_they_are_empty_closed_or_have_items() {
+    run(async {
+        let queue = Queue::new(None);
+        assert!(queue.is_empty());
+        queue.try_put('a').unwrap();
+        queue.try_put('b').unwrap();
+        assert!(!queue.is_empty());
+        assert!(!queue.is_empty());
+        let sorted = PriorityQueue::ordered(Some(3));
+        sorted.try_put(1).unwrap();
+        sorted.try_put(2).unwrap();
+        assert_eq!((sorted.len(), sorted.is_full()), (2, false));
+        assert_eq!(sorted.try_get(), Ok(1));
+        assert_eq!((sorted.len(), sorted.is_empty()), (1, false));
+
+        let queue = UniversalQueue::new(None);
+        assert!(queue.is_empty() && !queue.is_closed());
+        queue.try_put('a').unwrap();
+        assert!(!queue.is_empty() && !queue.is_closed());
+        queue.close();
+        assert!(!queue.is_empty() && queue.is_closed());
+        assert_eq!(queue.clone().try_get(), Ok('a'));
+        assert!(queue.is_empty() && queue.is_closed());
+    });
+}
+
+#[test]
+fn every_task_that_joins_a_queue_goes_on_when_all_is_done() {
+    run(async {
+        let queue = Rc::new(Queue::new(None));
+        queue.try_put(()).unwrap();
+        queue.try_get().unwrap();
+        let joiners = [(); 3].map(|()| {
+            let queue = Rc::clone(&queue);
+            spawn(async move { queue.join().await })
+        });
+        sleep(ms(1)).await.unwrap();
+        queue.task_done();
+        for joiner in joiners {
+            joiner.join().await.unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
+fn every_task_that_waits_at_a_queue_is_told_that_it_was_closed() {
+    run(async {
+        let (full, empty) = (
+            Rc::new(Queue::new(Some(1))),
+            Rc::new(Queue::<i32>::new(None)),
+        );
+        full.try_put(0).unwrap();
+        let putters = [1, 2].map(|item| {
+            let full = Rc::clone(&full);
+            spawn(async move { full.put(item).await })
+        });
+        let getters = [(); 2].map(|()| {
+            let empty = Rc::clone(&empty);
+            spawn(async move { empty.get().await })
+        });
+        sleep(ms(1)).await.unwrap();
+        full.close();
+        empty.close();
+        for putter in putters {
+            assert_eq!(putter.join().await.unwrap(), Err(QueueError::Closed));
+        }
+        for getter in getters {
+            assert_eq!(getter.join().await.unwrap(), Err(QueueError::Closed));
+        }
+    });
+}
+
+#[test]
+fn a_newcomer_does_not_take_the_room_in_a_universal_queue_of_a_woken_putter() {
+    run(async {
+        let queue = UniversalQueue::new(Some(2));
+        queue.try_put(0).unwrap();
+        queue.try_put(1).unwrap();
+        let putter = spawn(queue.put(2));
+        sleep(ms(1)).await.unwrap();
+        assert_eq!(queue.try_get(), Ok(0));
+        assert!(queue.try_put(3).is_err());
+        putter.join().await.unwrap().unwrap();
+        assert_eq!((queue.try_get(), queue.try_get()), (Ok(1), Ok(2)));
+    });
+}
+
+#[test]
+fn a_putter_to_a_universal_queue_that_goes_after_its_wake_hands_the_room_to_the_next() {
+    run(async {
+        let queue = UniversalQueue::new(Some(1));
+        queue.try_put(0).unwrap();
+        let first = spawn(queue.put(1));
+        let second = spawn(queue.put(2));
+        sleep(ms(1)).await.unwrap();
+        assert_eq!(queue.try_get(), Ok(0));
+        first.abort();
+        second.join().await.unwrap().unwrap();
+        assert_eq!(queue.try_get(), Ok(2));
+    });
+}
+
+#[test]
+fn a_universal_queue_with_items_lets_others_run_and_is_no_cancellation_point() {
+    run(async {
+        let queue = UniversalQueue::new(None);
+        for item in 0..1000 {
+            queue.try_put(item).unwrap();
+        }
+        let turns = Rc::new(Cell::new(0));
+        let others = Rc::clone(&turns);
+        let other = spawn(async move {
+            while yield_now().await.is_ok() {
+                others.set(others.get() + 1);
+            }
+        });
+        let getter = spawn(async move {
+            current_task().request_cancel("late");
+            for item in 0..1000 {
+                assert_eq!(queue.get().await, Ok(item));
+            }
+            yield_now().await.unwrap_err();
+        });
+        getter.join().await.unwrap();
+        let turns = turns.get();
+        assert!((2..100).contains(&turns), "{turns}");
+        other.cancel().await.unwrap();
+    });
+}
+
+#[test]
+fn waits_for_the_work_of_a_queue_and_for_a_predicate_can_be_interrupted() {
+    run(async {
+        let queue = Queue::new(None);
+        queue.try_put(()).unwrap();
+        let late = timeout_after(ms(1), queue.join()).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+        let (lock, condition) = (Lock::new(0), Condition::new());
+        let mut guard = lock.acquire().await.unwrap();
+        let late = timeout_after(ms(1), condition.wait_for(&mut guard, |n| *n > 0)).await;
+        assert_eq!(late, Err(Interrupt::TaskTimeout));
+    });
+}
+
+#[test]
+fn a_promised_value_can_be_taken_without_waiting() {
+    run(async {
+        let (promise, mut promised) = promise();
+        assert_eq!(promised.try_take(), None);
+        promise.keep(7).unwrap();
+        assert_eq!(promised.try_take(), Some(7));
+        assert_eq!(promised.try_take(), None);
+        assert_eq!(promised.wait().await, Err(Broken::Promise));
+    });
+}
+
+#[test]
+fn errors_of_waits_tell_the_interrupt_inside_also_when_boxed() {
+    let interrupt = || Interrupt::TaskTimeout;
+    assert_eq!(Broken::from(interrupt()).interrupt(), Some(&interrupt()));
+    assert_eq!(Broken::Promise.interrupt(), None);
+    assert_eq!(JoinError::from(interrupt()).interrupt(), Some(&interrupt()));
+    assert_eq!(JoinError::Aborted.interrupt(), None);
+    let plain: Box<dyn Error> = Box::new(Broken::from(interrupt()));
+    assert_eq!(plain.interrupt(), Some(&interrupt()));
+    let shared: Box<dyn Error + Send + Sync> = Box::new(Broken::from(interrupt()));
+    assert_eq!(shared.interrupt(), Some(&interrupt()));
+    let incomplete = Incomplete::from(interrupt());
+    assert_eq!(
+        (incomplete.done, incomplete.interrupt()),
+        (0, Some(&interrupt()))
+    );
+}
+
+#[test]
+fn a_task_that_waits_for_a_universal_result_is_not_polled_until_it_is_there() {
+    run(async {
+        let result = UniversalResult::new();
+        assert!(!result.is_set());
+        let waiting = spawn(result.wait());
+        sleep(ms(1)).await.unwrap();
+        let before = waiting.cycles();
+        for _ in 0..10 {
+            sleep(ms(1)).await.unwrap();
+        }
+        assert_eq!(waiting.cycles(), before);
+        result.set(7).unwrap();
+        assert!(result.is_set());
+        assert_eq!(waiting.join().await.unwrap(), Ok(7));
+    });
+}
+
+#[test]
+fn a_thread_waits_for_as_long_as_it_said_and_no_longer_than_it_must() {
+    let long = Some(Duration::from_secs(60));
+    let result = UniversalResult::new();
+    let setter = {
+        let result = result.clone();
+        thread::spawn(move || {
+            thread::sleep(ms(20)); // most often the other waits by then
+            result.set(7).unwrap();
+        })
+    };
+    assert_eq!(result.wait_blocking(long), Some(7));
+    setter.join().unwrap();
+    let began = Instant::now();
+    let none = UniversalQueue::<i32>::new(None).get_blocking(Some(ms(20)));
+    assert_eq!(none, Err(TryGetError::Empty));
+    assert!(began.elapsed() >= ms(20));
+}
+
+#[test]
+fn what_nobody_waits_for_may_panic_when_it_is_dropped_and_the_pool_sees_nothing_of_it() {
+    /// Panics when dropped, with another one, as often as it says.
+    struct Grudge(u32);
+    impl Drop for Grudge {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                std::panic::panic_any(Grudge(self.0 - 1));
+            }
+        }
+    }
+    run(async {
+        let (submit, jobs) = mpsc::channel::<PoolJob>();
+        let (begun, begins) = mpsc::channel();
+        let (may_end, ends) = mpsc::channel::<()>();
+        let caller = spawn(async move {
+            let call = move || {
+                begun.send(()).unwrap();
+                ends.recv().unwrap();
+                Grudge(2)
+            };
+            run_on(|job| submit.send(job).unwrap(), call)
+                .await
+                .map(drop)
+        });
+        yield_now().await.unwrap();
+        let job = jobs.recv().unwrap();
+        let pool = thread::spawn(move || job());
+        begins.recv().unwrap();
+        caller.cancel().await.unwrap();
+        may_end.send(()).unwrap();
+        assert!(pool.join().is_ok());
+    });
+}
+
+// group
+#[test]
+fn daemons_are_cancelled_when_the_other_members_have_ended() {
+    run(async {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let mut group = TaskGroup::<(), Interrupt>::new(Wait::None);
+        let until_cancelled = |name: &'static str| {
+            let log = Rc::clone(&log);
+            async move {
+                let told = sleep(ms(1000)).await;
+                log.borrow_mut().push(name);
+                sleep(ms(1)).await?;
+                log.borrow_mut().push(name);
+                told.map(drop)
+            }
+        };
+        group.spawn_daemon(until_cancelled("daemon"));
+        group.spawn(until_cancelled("member"));
+        sleep(ms(1)).await.unwrap();
+        group.join().await.unwrap();
+        assert_eq!(*log.borrow(), ["member", "member", "daemon", "daemon"]);
+    });
+}
+
+#[test]
+fn an_interrupt_while_a_failed_block_ends_its_members_is_the_answer() {
+    run(async {
+        let failed = spawn(group(
+            Wait::All,
+            async |group: &mut TaskGroup<(), Interrupt>| {
+                group.spawn(async {
+                    sleep(ms(1000)).await.unwrap_err();
+                    sleep(ms(10)).await.map(drop)
+                });
+                yield_now().await?;
+                Err::<(), _>(io::Error::other("the body's"))
+            },
+        ));
+        sleep(ms(1)).await.unwrap();
+        failed.cancel().await.unwrap();
+        let error = failed.join().await.unwrap().map(drop).unwrap_err();
+        assert_eq!(error.interrupt(), Some(&Interrupt::cancelled()), "{error}");
+    });
+}
+
+#[test]
+fn a_daemon_that_has_ended_is_no_member_any_more() {
+    run(async {
+        let mut group = TaskGroup::<(), Interrupt>::new(Wait::All);
+        let daemon = group.spawn_daemon(async { Ok(()) });
+        group.spawn(async { sleep(ms(1000)).await.map(drop) });
+        assert!(group.next_done().await.unwrap().is_some());
+        assert!(group.release(&daemon).is_none());
+        group.join().await.unwrap();
     });
 }

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net as unix;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
@@ -24,9 +26,10 @@ use kernel::net::tls::{
     ClientConfig, ClientContext, Identity, ServerConfig, ServerContext, TlsError,
     open_tls_connection, open_unix_tls_connection, read_certificates, read_private_key,
 };
-use kernel::net::{Polled, Server, Stream, TcpListener, TcpStream, TlsStream, UnixStream};
+use kernel::net::{Io, Polled, Server, Stream, TcpListener, TcpStream, TlsStream, UnixStream};
 use kernel::{
     Builder, Interrupt, MaybeInterrupt, VirtualClock, drop_after, sleep, spawn, timeout_after,
+    yield_now,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rig::{Process, unique};
@@ -427,10 +430,22 @@ fn what_cannot_be_used_for_tls_is_named_by_the_error() {
         .unwrap()
         .replace("-----END", "-----AND");
     std::fs::write(&missing, damaged).unwrap();
-    let damaged = text(read_certificates(&missing).unwrap_err());
+    let damaged = read_certificates(&missing).unwrap_err();
+    assert_eq!(damaged.kind(), io::ErrorKind::InvalidData);
+    let damaged = text(damaged);
     assert!(
         damaged.contains(&path(&missing)) && damaged.contains("damaged"),
         "{damaged}"
+    );
+    let empty = "-----BEGIN CERTIFICATE-----\nbW9vbg==\n-----END CERTIFICATE-----\n";
+    std::fs::write(&missing, empty).unwrap();
+    let untrusted = ClientContext::new().trust_file(&missing).map(drop);
+    let untrusted = untrusted.unwrap_err();
+    assert_eq!(untrusted.kind(), io::ErrorKind::InvalidData);
+    let untrusted = text(untrusted);
+    assert!(
+        untrusted.contains(&path(&missing)) && untrusted.contains("trusted"),
+        "{untrusted}"
     );
     std::fs::remove_file(&missing).unwrap();
 
@@ -1412,4 +1427,93 @@ fn pythons_client_understands_us() {
             Ok(())
         });
     }
+}
+
+// ---- ends
+
+#[test]
+fn a_close_says_when_the_other_side_could_not_be_told() {
+    run_virtual(async {
+        let (client, server) = tls_pair().await?;
+        drop(server);
+        let untold = client.close().await.unwrap_err();
+        assert_eq!(untold.kind(), io::ErrorKind::BrokenPipe);
+        Ok(())
+    });
+}
+
+/// What is unread is read away before, until there is no more of it.
+#[test]
+fn both_sides_can_close_with_nothing_read() {
+    run_virtual(async {
+        let (client, server) = tls_pair().await?;
+        server.write_all(b"moon").await?;
+        server.shutdown().await?;
+        client.close().await?;
+        server.close().await
+    });
+}
+
+/// Takes nothing of what is written to it.
+struct Deaf(unix::UnixStream);
+
+impl AsFd for Deaf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl io::Read for &Deaf {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(buf)
+    }
+}
+
+impl io::Write for &Deaf {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_handshake_that_cannot_be_written_is_an_error() {
+    run_virtual(async {
+        let (ours, _theirs) = unix::UnixStream::pair()?;
+        let (config, _) = Authority::new().configs();
+        let deaf = TlsStream::connect(Io::from_std(Deaf(ours))?, config, "localhost");
+        let outcome = timeout_after(SECOND, deaf).await;
+        assert_eq!(
+            outcome.map(drop).unwrap_err().kind(),
+            io::ErrorKind::WriteZero
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_task_that_reads_what_is_there_in_small_pieces_lets_others_run() {
+    run_virtual(async {
+        let (client, server) = tls_pair().await?;
+        server.write_all(&[7; 1000]).await?;
+        let turns = Rc::new(Cell::new(0));
+        let others = Rc::clone(&turns);
+        let other = spawn(async move {
+            while yield_now().await.is_ok() {
+                others.set(others.get() + 1);
+            }
+        });
+        assert_eq!(client.read(&mut [0]).await?, 1); // and with it all
+        turns.set(0);
+        for _ in 1..1000 {
+            assert_eq!(client.read(&mut [0]).await?, 1);
+        }
+        let turns = turns.get();
+        assert!((1..100).contains(&turns), "{turns}");
+        other.cancel().await?;
+        Ok(())
+    });
 }

@@ -11,8 +11,8 @@ use futures::FutureExt;
 use kernel::sync::{BoundedSemaphore, Condition, Lock, RLock, TooManyPermits};
 use kernel::traps::{self, Expiry, Lot, WaitKind, immediate};
 use kernel::{
-    Builder, GroupError, Interrupt, Outcome, Task, TaskGroup, VirtualClock, Wait, current_task,
-    group, ignore_after, now, sleep, spawn, timeout_after, yield_now,
+    Builder, GroupError, Interrupt, MaybeInterrupt, Outcome, Reason, Task, TaskGroup, VirtualClock,
+    Wait, current_task, group, ignore_after, now, sleep, spawn, timeout_after, yield_now,
 };
 
 fn run<T>(main: impl Future<Output = T>) -> T {
@@ -401,5 +401,42 @@ fn a_blocking_trap_is_a_cancellation_point_before_it_waits() {
         kernel::set_cancellation(Some(Interrupt::cancelled()));
         assert_eq!(traps::join_wait(&other).now_or_never(), Some(Ok(())));
         assert!(kernel::pending_cancellation().is_some());
+    });
+}
+
+// ---- errors
+
+#[test]
+fn reasons_are_equal_if_they_are_the_same() {
+    let reason = Reason::new(7);
+    assert_eq!(reason, reason.clone());
+    assert_ne!(reason, Reason::new(7));
+    assert_eq!(Reason::default(), Reason::default());
+    assert_ne!(reason, Reason::default());
+    assert_ne!(Reason::default(), reason);
+}
+
+/// An error that knows more than its interrupt, and forgets it when that is replaced.
+#[derive(Debug, PartialEq)]
+struct Noted(Interrupt, &'static str);
+impl From<Interrupt> for Noted {
+    fn from(interrupt: Interrupt) -> Self {
+        Self(interrupt, "")
+    }
+}
+impl MaybeInterrupt for Noted {
+    fn interrupt(&self) -> Option<&Interrupt> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn an_error_that_says_what_the_block_would_say_is_left_as_it_is() {
+    run(async {
+        let late = timeout_after(ms(1), async {
+            let told = sleep(ms(2)).await.unwrap_err();
+            Err::<(), _>(Noted(told, "half done"))
+        });
+        assert_eq!(late.await, Err(Noted(Interrupt::TaskTimeout, "half done")));
     });
 }

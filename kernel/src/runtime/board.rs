@@ -350,6 +350,51 @@ mod tests {
     }
 
     #[test]
+    fn a_task_is_shown_as_posted_and_its_successor_as_new() {
+        let pool = crate::runtime::task::Pool::new();
+        let at = Location::caller();
+        let [task, next] = [1, 2].map(|id| BodyRef::with_future(&pool, async {}, id, 0, 0, at));
+        let board = Board::new(true);
+        let look = || board.read(3).expect("a task has the slot");
+        let post = |is_ready, wait, others, at| {
+            let report = Report {
+                is_ready,
+                wait,
+                others,
+                sleep: at,
+                timeout: at,
+            };
+            board.post(3, task.body(), &report);
+            look()
+        };
+        board.add(3, task.body());
+        assert_eq!((look().id, look().slot), (1, 3));
+
+        task.body().cycles.set(5);
+        let shown = post(false, Some((WaitKind::Lock, at)), 2, Some(9));
+        assert_eq!(shown.wait, Some((WaitKind::Lock, at)));
+        assert_eq!((shown.cycles, shown.others), (5, 2));
+        assert_eq!((shown.sleep, shown.timeout), (Some(9), Some(9)));
+        assert!(!shown.is_ready && !shown.is_cancelled);
+
+        assert!(task.body().mark_cancelled());
+        let shown = post(true, None, 0, None);
+        assert!(shown.is_ready && shown.is_cancelled);
+        assert_eq!((shown.wait, shown.others), (None, 0));
+        assert_eq!((shown.sleep, shown.timeout), (None, None));
+
+        post(false, Some((WaitKind::Lock, at)), 2, Some(9));
+        board.remove(3);
+        assert!(board.read(3).is_none());
+        board.add(3, next.body());
+        let shown = look();
+        assert_eq!((shown.id, shown.cycles, shown.others), (2, 0, 0));
+        assert!(shown.is_ready && !shown.is_cancelled);
+        assert_eq!(shown.wait, None);
+        assert_eq!((shown.sleep, shown.timeout), (None, None));
+    }
+
+    #[test]
     fn every_slot_has_one_entry() {
         let mut expected = (0, 0);
         for slot in 0..10_000 {

@@ -121,9 +121,8 @@ impl InboxOwner {
 
 impl Drop for InboxOwner {
     fn drop(&mut self) {
-        let orphans = self.entry.0.close();
+        let _orphans = self.entry.0.close();
         ids().release(self.id);
-        drop(orphans);
     }
 }
 
@@ -579,6 +578,15 @@ mod tests {
             [ids.claim(), ids.claim(), ids.claim()],
             [Some(7), Some(3), None]
         );
+    }
+
+    #[test]
+    fn an_inbox_that_was_let_go_is_another_kernels_to_take() {
+        for _ in 0..2 * KERNELS {
+            let poll = mio::Poll::new().unwrap();
+            let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
+            assert!(InboxOwner::claim(waker).is_some());
+        }
     }
 
     #[test]

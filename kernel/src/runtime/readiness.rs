@@ -37,16 +37,21 @@ struct Side {
     stays_ready: Cell<bool>,
 }
 
-impl Readiness {
-    pub(crate) fn unregistered() -> Self {
-        let side = || Side {
+impl Side {
+    const fn new() -> Self {
+        Self {
             waiter: Cell::new(NIL),
             is_ready: Cell::new(true),
             stays_ready: Cell::new(true),
-        };
+        }
+    }
+}
+
+impl Readiness {
+    pub(crate) const fn unregistered() -> Self {
         Self {
             at: Cell::new(None),
-            sides: [side(), side()],
+            sides: [const { Side::new() }; 2],
         }
     }
 

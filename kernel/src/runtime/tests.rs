@@ -4,6 +4,7 @@ use std::future::{Future, pending};
 use std::task::Poll;
 
 use futures::future::{join, select};
+use futures::stream::StreamExt;
 
 use super::*;
 use crate::traps::{Lot, future_wait, read_wait, sched_wait};
@@ -176,6 +177,22 @@ fn a_joiner_that_was_interrupted_is_told_so_although_the_task_has_ended_since() 
 }
 
 #[test]
+fn an_answer_that_comes_after_the_interrupt_changes_nothing() {
+    let mut kernel = kernel();
+    let kept = Rc::new(Cell::new(None));
+    let task = kernel.spawn({
+        let kept = kept.clone();
+        async move { future_wait(|completer| kept.set(Some(completer))).await }
+    });
+    kernel.turn(Some(Duration::ZERO)).unwrap();
+    assert!(task.request_cancel(""));
+    drop(kept.take()); // read by the next turn, before the task is polled
+    let outcome = kernel.run(task.join()).unwrap().unwrap();
+    assert!(matches!(outcome, Err(Interrupt::Cancelled(_))));
+    assert_clean(&kernel);
+}
+
+#[test]
 #[should_panic(expected = "a task of one kernel was waited for in another")]
 fn a_task_cannot_be_waited_for_in_another_kernel() {
     let other = kernel();
@@ -208,6 +225,82 @@ fn a_block_without_a_deadline_arms_no_timer() {
     let armed = || with_current(|core| core.unwrap().state.borrow().wheel.len());
     let block = timeout_after(None, async { Ok::<_, Interrupt>(armed()) });
     assert_eq!(kernel().run(block).unwrap(), Ok(0));
+}
+
+/// It may borrow what does not live on.
+#[test]
+fn the_main_task_is_gone_when_run_returns_though_it_has_not_ended() {
+    let mut kernel = kernel();
+    let kept = Rc::new(());
+    let borrowed = Rc::clone(&kept);
+    let outcome = kernel.run(async move {
+        let _borrowed = borrowed;
+        pending::<()>().await;
+    });
+    assert!(matches!(outcome, Err(RunError::Deadlock(_))));
+    assert_eq!(Rc::strong_count(&kept), 1);
+    assert_clean(&kernel);
+}
+
+#[test]
+fn a_stale_waker_does_not_keep_a_deadlock_from_being_found() {
+    let outcome = kernel().run(async {
+        let waker = |cx: &mut Context<'_>| Poll::Ready(cx.waker().clone());
+        let task = spawn(std::future::poll_fn(waker));
+        let (slot, stale) = (task.body().slot.get(), task.join().await.unwrap());
+        let successor = spawn(pending::<()>());
+        assert_eq!(successor.body().slot.get(), slot);
+        let _ = stale.clone();
+        successor.wait().await
+    });
+    assert!(matches!(outcome, Err(RunError::Deadlock(_))));
+}
+
+#[test]
+fn a_wake_from_the_kernels_own_thread_is_one_poll() {
+    kernel()
+        .run(async {
+            let (sender, receiver) = futures::channel::oneshot::channel();
+            let task = spawn(async {
+                receiver.await.unwrap();
+                pending::<()>().await;
+            });
+            crate::wait_until_idle().await.unwrap();
+            sender.send(()).unwrap();
+            sleep(s(1)).await.unwrap();
+            sleep(s(1)).await.unwrap();
+            assert_eq!(task.cycles(), 2);
+            task.abort();
+        })
+        .unwrap();
+}
+
+/// First polled by a combinator, with a waker of that one's, then by the task itself.
+#[test]
+fn a_wait_wakes_whoever_polled_it_last() {
+    kernel()
+        .run(async {
+            let mut nap = Box::pin(sleep(s(1)));
+            let mut all = futures::stream::FuturesUnordered::from_iter([&mut nap]);
+            assert!(futures::poll!(all.next()).is_pending());
+            drop(all);
+            nap.await.unwrap();
+        })
+        .unwrap();
+}
+
+#[test]
+fn there_is_room_for_any_number_of_blocks() {
+    let mut kernel = kernel();
+    kernel
+        .run(async {
+            let mut blocks = [(); 100].map(|()| Box::pin(shield(pending::<()>())));
+            for block in &mut blocks {
+                assert!(futures::poll!(block).is_pending());
+            }
+        })
+        .unwrap();
+    assert_clean(&kernel);
 }
 
 #[test]
@@ -292,9 +385,14 @@ fn the_first_timeout_to_come_is_shown_whichever_block_it_belongs_to() {
             for (outer, inner) in [(5, 9), (9, 5)] {
                 let block = timeout_after(s(outer), async {
                     timeout_after(s(inner), async {
-                        let left = first().map(|at| at - time());
-                        assert_eq!(left, Some(nanos(s(5))));
-                        Ok::<_, crate::Interrupt>(())
+                        // Neither this nor a shield has one.
+                        timeout_after(None, async {
+                            shield(yield_now()).await?;
+                            let left = shield(async { first().map(|at| at - time()) });
+                            assert_eq!(left.await, Some(nanos(s(5))));
+                            Ok::<_, crate::Interrupt>(())
+                        })
+                        .await
                     })
                     .await
                 });

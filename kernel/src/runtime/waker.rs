@@ -147,6 +147,8 @@ mod tests {
             "only the low 24 bits of the generation are kept"
         );
         assert!(!word.fits(0x00ff_ffff));
+        let word = Word::new(0, u32::MAX, 0);
+        assert_eq!((word.kernel(), word.slot()), (0, 0));
     }
 
     #[test]

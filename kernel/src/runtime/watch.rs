@@ -278,8 +278,7 @@ pub(crate) fn cancel_task(slot: u32, id: u64) -> Option<bool> {
     with_current(|core| {
         core?.with(|state| {
             let body = state.tasks.get(slot)?.body.as_ref()?;
-            let is_it = body.id == id && body.is_live();
-            is_it.then(|| state.cancel(slot, Interrupt::cancelled()))
+            (body.id == id).then(|| state.cancel(slot, Interrupt::cancelled()))
         })
     })
 }

@@ -446,7 +446,7 @@ pub enum QueueError {
     #[error("the queue is closed")]
     Closed,
     /// The task was interrupted while it waited.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupt),
 }
 

@@ -137,7 +137,7 @@ pub enum Broken {
     #[error("the promised value cannot come any more")]
     Promise,
     /// The waiting task was interrupted; the promise stands.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupt),
 }
 

@@ -327,6 +327,85 @@ enum Sleep {
     ForEver,
 }
 
+/// Which threads are called, and who becomes the lookout: guesses that no order of steps tells right from wrong. The test's thread is all threads of the
+/// crew, one after another; a closed crew lets it go.
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Counts its calls.
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Job<Arc<()>> for Counter {
+        fn run(&self) -> End<Arc<()>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            End::Answered(None)
+        }
+
+        fn refuse(&self, why: &str) {
+            panic!("{why}");
+        }
+    }
+
+    /// A crew of four, and how many were started.
+    fn crew() -> (Arc<Crew<Arc<()>>>, Arc<AtomicUsize>) {
+        let started = Arc::new(AtomicUsize::new(0));
+        let counter = started.clone();
+        let start = move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        (Arc::new(Crew::new(4, Box::new(start))), started)
+    }
+
+    #[test]
+    fn one_thread_is_called_at_a_time_and_calls_the_next() {
+        let ((crew, started), job) = (crew(), Arc::new(Counter::default()));
+        for _ in 0..3 {
+            crew.submit(job.clone());
+        }
+        assert_eq!(started.load(Ordering::SeqCst), 1);
+        crew.close();
+        crew.work();
+        assert_eq!(job.0.load(Ordering::SeqCst), 3);
+        assert_eq!(
+            started.load(Ordering::SeqCst),
+            2,
+            "for the second and third"
+        );
+        assert_eq!(crew.threads(), 2);
+        crew.work();
+        assert_eq!(crew.awake.load(Ordering::SeqCst), 0);
+        assert!(!crew.calling.load(Ordering::SeqCst));
+    }
+
+    /// Whether a thread becomes the lookout, which pays what others owe, if so many calls were taken on its way by a thread that is still `busy`, and
+    /// `before` it was called as many.
+    fn looks_out(before: u64, taken: u64, busy: bool) -> bool {
+        let ((crew, _), job) = (crew(), Arc::new(Counter::default()));
+        crew.taken.0.fetch_add(before, Ordering::SeqCst);
+        crew.submit(job.clone());
+        crew.taken.0.fetch_add(taken, Ordering::SeqCst);
+        crew.awake.fetch_add(busy.into(), Ordering::SeqCst);
+        let ring = Arc::new(());
+        crew.roll().owed.push(ring.clone());
+        crew.close();
+        crew.work();
+        assert_eq!(job.0.load(Ordering::SeqCst), 1);
+        assert_eq!(crew.awake.load(Ordering::SeqCst), busy.into());
+        Arc::strong_count(&ring) == 1
+    }
+
+    #[test]
+    fn a_thread_that_others_were_quicker_than_becomes_the_lookout() {
+        assert!(looks_out(0, FEW, true));
+        assert!(!looks_out(0, FEW - 1, true));
+        assert!(!looks_out(0, FEW, false), "nobody else takes calls");
+        assert!(!looks_out(FEW, FEW - 1, true), "before it was called");
+    }
+}
+
 /// Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p sweepea-kernel --lib --release loom`. A call that nobody makes, an answer that
 /// nobody is woken for, and a thread that does not end are deadlocks, which loom reports.
 #[cfg(all(test, loom))]
@@ -340,7 +419,7 @@ mod loom_tests {
 
     use super::super::call::{Answer, Call};
     use super::*;
-    use crate::primitives::models::model;
+    use crate::primitives::models::{Night, model};
 
     /// Wakes a caller, each of which has a kernel to itself that always sleeps.
     struct Rung(Arc<Parker>);
@@ -476,6 +555,19 @@ mod loom_tests {
             let pool = Pool::new(2);
             let calls = [1, 2, 3].map(|value| pool.submit(move || value));
             assert_eq!(calls.map(Errand::value), [1, 2, 3]);
+            pool.end();
+        });
+    }
+
+    /// The lookout sees to what is stuck; where nothing is, no call and no answer waits for it.
+    #[test]
+    fn loom_calls_that_do_not_block_need_no_lookout() {
+        model(2, || {
+            let night = Night::begin();
+            let pool = Pool::new(2);
+            let calls = [1, 2, 3].map(|value| pool.submit(move || value));
+            assert_eq!(calls.map(Errand::value), [1, 2, 3]);
+            night.end();
             pool.end();
         });
     }

@@ -373,7 +373,7 @@ impl Worker {
             .env(child::VARIABLE, child::socket_inode(&theirs)?)
             .stdin(OwnedFd::from(theirs))
             .process_group(0);
-        let child = Command::from(command).kill_on_drop(true).spawn()?;
+        let child = Command::from(command).spawn()?;
         count.set(count.get() + 1);
         Ok(Self {
             socket,

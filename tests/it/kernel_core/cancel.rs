@@ -402,6 +402,22 @@ fn to_take_a_cancellation_is_not_to_take_the_timeout_around() {
     });
 }
 
+/// R11: also when another timeout, told behind a shield, has the kernel look through what is untold.
+#[test]
+fn r11_a_timeout_that_was_taken_does_not_come_again() {
+    run_with(async |clock| {
+        let outcome = timeout_after(s(5), async {
+            shield(sleep(s(6))).await?;
+            assert!(take_cancellation(|_| true).is_some());
+            let inner = shield(timeout_after(s(1), sleep(s(9)))).await;
+            assert_eq!(inner, Err(Interrupt::TaskTimeout));
+            sleep(s(1)).await
+        });
+        outcome.await.unwrap();
+        assert_eq!(clock.elapsed(), s(8));
+    });
+}
+
 /// R1 and R11: each wait that is outstanding is told, each firing once.
 #[test]
 fn r11_both_waits_of_a_join_are_interrupted_and_the_next_works() {

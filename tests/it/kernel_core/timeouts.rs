@@ -218,6 +218,26 @@ fn r7_nor_does_swallowing_it_inside_of_the_inner_block() {
     });
 }
 
+/// Only a deadline around a block has it fire another one again, not that of a block beside it.
+#[test]
+fn r7_a_deadline_that_was_told_does_not_come_again_for_that_of_another_branch() {
+    run_with(async |clock| {
+        let outer = timeout_after(s(1), async {
+            assert_eq!(sleep(s(9)).await, Err(Interrupt::TaskTimeout));
+            let (short, long) = join(
+                timeout_after(s(1), sleep(s(9))),
+                timeout_after(s(9), sleep(s(2))),
+            )
+            .await;
+            assert_eq!(short, Err(Interrupt::TimeoutCancellation));
+            long.unwrap();
+            sleep(s(1)).await
+        });
+        outer.await.unwrap();
+        assert_eq!(clock.elapsed(), s(4));
+    });
+}
+
 /// Accepts: curio/kernel/nested_context_timeout
 #[test]
 fn the_block_form_nests_the_same_way() {
@@ -584,6 +604,14 @@ fn a_block_that_is_late_without_having_blocked_keeps_its_result_and_is_warned_of
                 .await
                 .unwrap()
         });
+        // No deadline is none that has passed.
+        run_with(async |clock| {
+            let body = async {
+                clock.advance(s(2));
+                Ok::<_, Interrupt>(())
+            };
+            timeout_after(None, body).await.unwrap();
+        });
     });
     assert!(warnings.is_empty(), "{warnings:?}");
     // One that has expired where nobody could be told.
@@ -672,6 +700,17 @@ fn branches_have_timeouts_of_their_own() {
         let before = clock.elapsed();
         sleep(s(5)).await.unwrap();
         assert_eq!(clock.elapsed() - before, s(5));
+    });
+}
+
+/// The join was begun outside of any block.
+#[test]
+fn r3_the_deadline_of_one_branch_leaves_the_join_of_another_alone() {
+    run(async {
+        let task = spawn(sleep(s(2)));
+        let (joined, timed) = join(task.wait(), timeout_after(s(1), sleep(s(9)))).await;
+        assert_eq!(joined, Ok(()));
+        assert_eq!(timed, Err(Interrupt::TaskTimeout));
     });
 }
 

@@ -1,6 +1,7 @@
 //! The door itself: parking lots, answers from elsewhere, bare descriptors.
 
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -10,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use futures::channel::oneshot;
 use futures::future::join;
 use futures::stream::{FuturesUnordered, StreamExt};
+use kernel::signal::{SIGURG, SignalQueue};
 use kernel::traps::{
     Completer, Lot, future_wait, get_kernel, io_release, io_waiting, read_wait, sched_wait,
     sched_wake, write_wait,
@@ -20,6 +22,8 @@ use kernel::{
 };
 
 use log::Level;
+use rig::Deadline;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::logged::lines_of;
 use super::{Story, ms, run, run_with, s, told_of_sleep, virtual_kernel};
@@ -631,4 +635,40 @@ fn a_trap_between_two_tasks_panics_with_a_clear_text() {
 #[should_panic(expected = "no kernel runs on this thread")]
 fn spawning_outside_a_kernel_panics_with_a_clear_text() {
     spawn(async {});
+}
+
+/// The number of the calling thread.
+fn thread_id() -> Pid {
+    let path = fs::read_link("/proc/thread-self").unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    Pid::from_raw(name.parse().unwrap()).unwrap()
+}
+
+/// The poller's system call answers `EINTR` then, however the handler was installed.
+#[test]
+fn a_signal_that_interrupts_the_sleep_of_the_kernel_ends_nothing() {
+    let _handler = SignalQueue::new(&[SIGURG]).unwrap();
+    let (mut kernel, asleep) = told_of_sleep(Builder::new());
+    let (mut theirs, ours) = UnixStream::pair().unwrap();
+    let sleeper = thread_id();
+    let others = std::thread::spawn(move || {
+        let deadline = Deadline::default();
+        asleep.recv().unwrap();
+        for _ in 0..3 {
+            // Linux gives it to the thread of that number first; it may come before that sleeps.
+            kill_process(sleeper, Signal::URG).unwrap();
+            while asleep.recv_timeout(ms(10)).is_err() {
+                assert!(deadline.left().is_some(), "the sleep is not interrupted");
+                kill_process(sleeper, Signal::URG).unwrap();
+            }
+        }
+        theirs.write_all(b"x").unwrap();
+    });
+    let main = async {
+        let bystander = spawn(sleep(s(3600)));
+        read_wait(&ours).await.unwrap();
+        bystander.cancel().await.unwrap();
+    };
+    kernel.run(main).unwrap();
+    others.join().unwrap();
 }

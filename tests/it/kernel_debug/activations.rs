@@ -578,6 +578,7 @@ fn schedtrace_and_traptrace_log_steps_and_traps_of_the_tasks_that_are_wanted() {
                         sched_wait(&Lot::new(), WaitKind::Lock).await.unwrap_err();
                     });
                     task.set_name("wanted");
+                    current_task().set_name("unwanted");
                     sleep(s(2)).await.unwrap();
                     task.cancel().await.unwrap();
                 })

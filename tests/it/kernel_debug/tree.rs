@@ -1,7 +1,11 @@
 //! The task tree, and the places that it names.
 
+use std::rc::Rc;
+
+use kernel::signal::{SIGVTALRM, SignalEvent};
+use kernel::sync::{Condition, Event, Lock, Queue, RLock, Semaphore};
 use kernel::{
-    Interrupt, RunError, TaskGroup, TaskTree, Wait, group, sleep, spawn, tasks, yield_now,
+    Interrupt, RunError, TaskGroup, TaskTree, Wait, WaitKind, group, sleep, spawn, tasks, yield_now,
 };
 
 use super::{s, virtual_builder};
@@ -170,5 +174,58 @@ fn whoever_waits_for_a_group_waits_at_his_own_line() {
         let cancel = line!() - 2;
         sleep(s(2)).await.unwrap();
         assert_eq!(line_of(&task), here(cancel));
+    });
+}
+
+/// What tasks wait for that wait for one another.
+struct Sync {
+    lock: Lock<()>,
+    rlock: RLock,
+    semaphore: Semaphore,
+    condition: Condition,
+    event: Event,
+    empty: Queue<i32>,
+    full: Queue<i32>,
+}
+
+#[test]
+fn a_wait_is_shown_as_what_it_is() {
+    run(async {
+        let sync = Rc::new(Sync {
+            lock: Lock::new(()),
+            rlock: RLock::new(),
+            semaphore: Semaphore::new(0),
+            condition: Condition::new(),
+            event: Event::new(),
+            empty: Queue::new(None),
+            full: Queue::new(Some(1)),
+        });
+        let _held = sync.lock.acquire().await.unwrap();
+        let _held_too = sync.rlock.acquire().await.unwrap();
+        sync.full.try_put(0).unwrap();
+        macro_rules! tasks {
+            ($sync:ident: $($kind:ident in $wait:expr),* $(,)?) => {
+                [$((WaitKind::$kind, spawn({
+                    let $sync = Rc::clone(&sync);
+                    async move { let _ = (&$sync, $wait.await); }
+                }))),*]
+            };
+        }
+        let waits = tasks!(at:
+            Lock in at.lock.acquire(),
+            Lock in at.rlock.acquire(),
+            Semaphore in at.semaphore.acquire(),
+            Condition in at.condition.wait(&mut Lock::new(()).acquire().await.unwrap()),
+            Event in at.event.wait(),
+            Event in SignalEvent::new(&[SIGVTALRM]).unwrap().wait(),
+            QueueGet in at.empty.get(),
+            QueuePut in at.full.put(1),
+            QueueJoin in at.full.join(),
+        );
+        sleep(s(1)).await.unwrap();
+        for (kind, task) in waits {
+            assert_eq!(task.info().unwrap().waits[0].0, kind, "{task:?}");
+            task.abort();
+        }
     });
 }
