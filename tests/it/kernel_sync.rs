@@ -2042,7 +2042,7 @@ fn what_nobody_waits_for_may_panic_when_it_is_dropped_and_the_pool_sees_nothing_
     impl Drop for Grudge {
         fn drop(&mut self) {
             if self.0 > 0 {
-                std::panic::panic_any(Grudge(self.0 - 1));
+                std::panic::panic_any(Self(self.0 - 1));
             }
         }
     }
@@ -2062,7 +2062,7 @@ fn what_nobody_waits_for_may_panic_when_it_is_dropped_and_the_pool_sees_nothing_
         });
         yield_now().await.unwrap();
         let job = jobs.recv().unwrap();
-        let pool = thread::spawn(move || job());
+        let pool = thread::spawn(job);
         begins.recv().unwrap();
         caller.cancel().await.unwrap();
         may_end.send(()).unwrap();

@@ -366,21 +366,53 @@ class Run:
         print(f"\n{self.passed} passed, {self.failed} failed", flush=True)
 
 
-def metadata():
+def metadata(*options):
     done = subprocess.run(
-        ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, capture_output=True, text=True
+        ["cargo", "metadata", "--format-version", "1", *options, *LOCKED], cwd=ROOT, capture_output=True, text=True
     )
     if done.returncode:
         raise Failure(f"cargo metadata failed: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 
-def lint(run):
+def host():
+    told = subprocess.run(["rustc", "-vV"], cwd=ROOT, capture_output=True, text=True)
+    return re.search(r"^host: (.*)$", told.stdout, re.MULTILINE).group(1)
+
+
+def oldest_compiler(run, cargo):
+    """The compiler that Cargo.toml promises will do: for what is locked, by its own word, and, where rustup has that compiler, for all of ours.
+    What std has learnt since, clippy finds in any case."""
+    promised = cargo["packages"][0]["rust_version"]
+
+    def number(version):
+        return [int(part) for part in version.split(".")[:2]]
+
+    def ask_the_locked():
+        newer = [
+            f"{package['name']} {package['version']} wants {package['rust_version']}"
+            for package in metadata("--filter-platform", host())["packages"]
+            if package["rust_version"] and number(package["rust_version"]) > number(promised)
+        ]
+        if newer:
+            raise Failure(f"Cargo.toml promises rust {promised}, but Cargo.lock has newer: {', '.join(newer)}")
+
+    run.timed(f"rust {promised} for what is locked", ask_the_locked)
+    known = subprocess.run(["rustup", "toolchain", "list"], capture_output=True, text=True) if shutil.which("rustup") else None
+    if known and any(line.startswith(f"{promised}-") for line in known.stdout.splitlines()):
+        check = ["rustup", "run", promised, "cargo", "check", "--workspace", "--all-targets", "--target-dir", "target/oldest"]
+        run.step(f"rust {promised}", [*check, *LOCKED])
+    else:
+        print(f"rust {promised} itself is not here to be asked: rustup toolchain install {promised} --profile minimal", flush=True)
+
+
+def lint(run, cargo):
     for tool in ("rustfmt", "cargo-clippy"):
         if not shutil.which(tool):
             raise Failure(f"install first: {tool} (rustup component add rustfmt clippy)")
     run.step("format", ["cargo", "fmt", "--all", "--check"])
     run.step("clippy", ["cargo", "clippy", "--workspace", "--all-targets", *LOCKED, "--", "-D", "warnings"])
+    oldest_compiler(run, cargo)
     run.step("amqp without the kernel", ["cargo", "check", "-p", "sweepea-amqp", "--no-default-features", *LOCKED])
     run.step("amqp without TLS", ["cargo", "check", "-p", "sweepea-amqp", *LOCKED])
     doc = ["cargo", "doc", "--workspace", "--no-deps", "--exclude", "benches", "--exclude", "tests", *LOCKED]
@@ -447,10 +479,10 @@ def run_parts(run, parts, filters, node):
             raise Failure(f"install first: {tool} ({hint})")
     CACHE.mkdir(exist_ok=True)
     sweep_old_nodes()
-    cargo = metadata()
+    cargo = metadata("--no-deps")
     python = run.timed("python clients", make_venv) if {"embedded", "rabbitmq"} & parts else None
     if "lint" in parts:
-        lint(run)
+        lint(run, cargo)
     if "sanitizers" in parts:
         sanitizers(run, filters)
     if not {"unit", "embedded", "rabbitmq", "nodes"} & parts:

@@ -2,6 +2,7 @@
 
 use std::panic::Location;
 use std::rc::Rc;
+use std::task::Waker;
 
 use kernel::traps::at_caller;
 
@@ -14,7 +15,7 @@ use super::request::Request;
 use super::shared::Shared;
 use super::window::Window;
 use crate::error::EncodeError;
-use crate::proto::event::ChannelKey;
+use crate::proto::event::{ChannelKey, Lost};
 use crate::wire::cold::{
     self, FieldTable, Method, basic, channel, confirm, exchange, queue, short, tx,
 };
@@ -70,6 +71,11 @@ impl Drop for ChannelInner {
     fn drop(&mut self) {
         self.shared().close_channel(&self.state, Error::Closed);
         self.shared().remove_channel(&self.state);
+        // A confirm may live longer than its publisher.
+        if let Some(window) = &self.state.window {
+            let wakers = window.abandon(&Lost::ChannelClosedByUs);
+            wakers.into_iter().for_each(Waker::wake);
+        }
     }
 }
 

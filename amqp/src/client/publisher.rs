@@ -182,8 +182,8 @@ impl Default for PublisherOptions {
 /// If nothing but [`Error::Nacked`] comes, have another publisher: a channel of RabbitMQ 3.10 that published to a quorum queue while its leader died
 /// refuses all that follows, and a new channel does not.
 ///
-/// Made by [`Connection::publisher`](super::Connection::publisher). Dropping it closes its channel; what was posted has been sent, but
-/// no confirm comes any more: use [`Publisher::flush`] before.
+/// Made by [`Connection::publisher`](super::Connection::publisher). Dropping it closes its channel: what was posted has been sent, but
+/// what has no confirm yet is [`Error::Unconfirmed`]; use [`Publisher::flush`] before.
 #[derive(Debug)]
 pub struct Publisher {
     channel: Channel,

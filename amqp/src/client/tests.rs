@@ -245,6 +245,25 @@ fn put_delivery(out: &mut Vec<u8>, channel: u16, consumer_tag: &str, delivery_ta
     put_content(out, channel, Props::EMPTY.as_bytes(), b"x", 131_064);
 }
 
+/// Accepts: amqp/R18
+#[test]
+fn a_confirm_that_outlives_its_publisher_is_unconfirmed() {
+    with_server(plain(), async |connection, mut server, _| {
+        let publisher = publisher(&connection, &mut server).await?;
+        let message = Message::new(b"x").key("tasks");
+        let waiting = spawn(publisher.publish(message).await?);
+        let late = publisher.publish(message).await?;
+        kernel::wait_until_idle().await?;
+        drop(publisher);
+        let waited = kernel::timeout_after(secs(9), waiting.join()).await;
+        for outcome in [waited.unwrap(), kernel::timeout_after(secs(9), late).await] {
+            let unknown = Err(Error::Unconfirmed(Lost::ChannelClosedByUs));
+            assert_eq!(outcome, unknown);
+        }
+        Ok(())
+    });
+}
+
 /// Accepts: amqp/R7
 #[test]
 fn a_server_that_falls_silent_is_found_dead_after_two_heartbeats() {

@@ -255,6 +255,16 @@ impl Window {
         (cut.len(), wakers)
     }
 
+    /// Nobody hears of answers any more: no publishing will have another one than this. Whom to wake.
+    pub(super) fn abandon(&self, lost: &Lost) -> Vec<Waker> {
+        let (_, mut wakers) = self.give_up(lost);
+        let mut table = self.table.borrow_mut();
+        while let Some((_, index)) = table.by_seq.take_first_through(u64::MAX) {
+            wakers.extend(table.answer(index, Verdict::Lost(Box::new(lost.clone()))));
+        }
+        wakers
+    }
+
     /// Lets those go on who wait for room, or for the last answer; to be called when answers have come and nothing is borrowed.
     pub(super) fn open(&self) {
         let table = self.table.borrow();

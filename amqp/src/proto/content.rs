@@ -179,10 +179,9 @@ impl Assembly {
             Stage::AwaitBody { left } => left,
         };
         let Some(left) = left.checked_sub(data.len() as u64) else {
-            let detail = format_args!(
-                "content body is {} bytes longer than its header announced",
-                data.len() as u64 - left
-            );
+            let more = data.len() as u64 - left;
+            let detail =
+                format_args!("content body is {more} bytes longer than its header announced");
             return Err(
                 WireError::new(ReplyCode::FRAME_ERROR, detail).in_method(hot::BASIC, self.method)
             );

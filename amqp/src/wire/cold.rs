@@ -44,7 +44,8 @@ pub fn decode(class: u16, method: u16, args: &[u8]) -> Result<Method, WireError>
         Ok(([], method)) => Ok(method),
         // amq-protocol does not say whether it was the UTF-8; RabbitMQ's text for both starts like this.
         Ok(_) | Err(_) => {
-            let detail = format_args!("cannot decode {}", Erlang(args));
+            let args = Erlang(args);
+            let detail = format_args!("cannot decode {args}");
             blame(WireError::new(ReplyCode::FRAME_ERROR, detail))
         }
     }

@@ -125,7 +125,8 @@ fn decode<'a, T>(
 
 #[cold]
 fn cannot_decode(method: u16, args: &[u8]) -> WireError {
-    let detail = format_args!("cannot decode {}", Erlang(args));
+    let args = Erlang(args);
+    let detail = format_args!("cannot decode {args}");
     WireError::new(ReplyCode::FRAME_ERROR, detail).in_method(BASIC, method)
 }
 

@@ -37,21 +37,16 @@ struct Side {
     stays_ready: Cell<bool>,
 }
 
-impl Side {
-    const fn new() -> Self {
-        Self {
+impl Readiness {
+    pub(crate) fn unregistered() -> Self {
+        let side = || Side {
             waiter: Cell::new(NIL),
             is_ready: Cell::new(true),
             stays_ready: Cell::new(true),
-        }
-    }
-}
-
-impl Readiness {
-    pub(crate) const fn unregistered() -> Self {
+        };
         Self {
             at: Cell::new(None),
-            sides: [const { Side::new() }; 2],
+            sides: [side(), side()],
         }
     }
 

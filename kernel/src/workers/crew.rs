@@ -348,20 +348,20 @@ mod tests {
         }
     }
 
-    /// A crew of four, and how many were started.
-    fn crew() -> (Arc<Crew<Arc<()>>>, Arc<AtomicUsize>) {
+    /// A crew of up to `size` threads, and how many were started.
+    fn crew(size: usize) -> (Arc<Crew<Arc<()>>>, Arc<AtomicUsize>) {
         let started = Arc::new(AtomicUsize::new(0));
         let counter = started.clone();
         let start = move |_| {
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(())
         };
-        (Arc::new(Crew::new(4, Box::new(start))), started)
+        (Arc::new(Crew::new(size, Box::new(start))), started)
     }
 
     #[test]
     fn one_thread_is_called_at_a_time_and_calls_the_next() {
-        let ((crew, started), job) = (crew(), Arc::new(Counter::default()));
+        let ((crew, started), job) = (crew(4), Arc::new(Counter::default()));
         for _ in 0..3 {
             crew.submit(job.clone());
         }
@@ -380,10 +380,22 @@ mod tests {
         assert!(!crew.calling.load(Ordering::SeqCst));
     }
 
+    #[test]
+    fn there_are_no_more_threads_than_there_may_be() {
+        let ((crew, started), job) = (crew(1), Arc::new(Counter::default()));
+        for _ in 0..3 {
+            crew.submit(job.clone());
+        }
+        crew.close();
+        crew.work();
+        assert_eq!(job.0.load(Ordering::SeqCst), 3);
+        assert_eq!(started.load(Ordering::SeqCst), 1);
+    }
+
     /// Whether a thread becomes the lookout, which pays what others owe, if so many calls were taken on its way by a thread that is still `busy`, and
     /// `before` it was called as many.
     fn looks_out(before: u64, taken: u64, busy: bool) -> bool {
-        let ((crew, _), job) = (crew(), Arc::new(Counter::default()));
+        let ((crew, _), job) = (crew(4), Arc::new(Counter::default()));
         crew.taken.0.fetch_add(before, Ordering::SeqCst);
         crew.submit(job.clone());
         crew.taken.0.fetch_add(taken, Ordering::SeqCst);

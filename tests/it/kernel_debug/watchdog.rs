@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use kernel::{Builder, Stuck, sleep, spawn, yield_now};
+use kernel::{Builder, Stuck, now, sleep, spawn, yield_now};
 
 const LIMIT: Duration = Duration::from_millis(20);
 
@@ -45,22 +45,30 @@ fn the_watchdog_reports_a_task_that_does_not_let_go_again_and_again() {
 
 #[test]
 fn a_kernel_that_sleeps_and_tasks_that_take_turns_are_not_stuck() {
-    let (sender, reports) = mpsc::channel();
-    let report = move |stuck: &Stuck| sender.send(stuck.to_string()).unwrap();
-    // Far longer than a step that only yields, also where the machine is busy.
-    let limit = Duration::from_millis(400);
-    let mut kernel = Builder::new().watchdog_with(limit, report).build().unwrap();
-    kernel
-        .run(async {
+    let limit = Duration::from_millis(200);
+    // A busy machine may hold a step up for longer than the limit: then the watchdog is right, and this is tried again.
+    loop {
+        let (sender, reports) = mpsc::channel();
+        let report = move |stuck: &Stuck| sender.send(stuck.to_string()).unwrap();
+        let mut kernel = Builder::new().watchdog_with(limit, report).build().unwrap();
+        let longest = kernel.run(async {
+            let began = now();
             sleep(2 * limit).await.unwrap();
-            let until = kernel::now() + 2 * limit;
-            while kernel::now() < until {
+            let mut last = now();
+            let mut longest = last - began - 2 * limit;
+            while last < began + 4 * limit {
                 yield_now().await.unwrap();
+                longest = longest.max(now() - last);
+                last = now();
             }
-        })
-        .unwrap();
-    drop(kernel);
-    assert_eq!(reports.try_iter().collect::<Vec<_>>(), [""; 0]);
+            longest
+        });
+        drop(kernel);
+        if longest.unwrap() < limit / 2 {
+            assert_eq!(reports.try_iter().collect::<Vec<_>>(), [""; 0]);
+            return;
+        }
+    }
 }
 
 #[test]
