@@ -173,6 +173,9 @@ impl Wait {
             self.kernel == core.serial,
             "a future that waits in one kernel was polled in another"
         );
+        if core.still_waits(self.node, cx.waker()) {
+            return Poll::Pending;
+        }
         let phase = core.with(|state| state.nodes[self.node].phase());
         let answer = match phase {
             Phase::Armed => {
@@ -188,7 +191,7 @@ impl Wait {
         Poll::Ready(answer)
     }
 
-    /// Polled without need, or by another task or with another waker than before.
+    /// Polled by another task, in another scope or with another waker than before.
     fn refresh(&self, core: &Core, cx: &Context<'_>) {
         core.with(|state| {
             assert!(state.current != NIL, "a trap was polled outside of a task");

@@ -359,6 +359,13 @@ impl Core {
         self.state.borrow_mut().collect(node)
     }
 
+    /// Whether a wait was polled without need: it is armed, as it would be if the running task armed it now with that waker. So are most waits of a task that
+    /// waits for several things.
+    #[inline]
+    pub(crate) fn still_waits(&self, node: u32, waker: &Waker) -> bool {
+        self.is_own(waker) && self.state.borrow().still_waits(node)
+    }
+
     /// Whether `waker` is the running task's own, not one that a combinator made.
     #[inline]
     pub(crate) fn is_own(&self, waker: &Waker) -> bool {

@@ -343,6 +343,16 @@ impl State {
         self.aftermath.push(Aftermath::Drop(waker));
     }
 
+    /// Whether a wait is armed for the current task, its own waker and the current scope.
+    #[inline]
+    pub(super) fn still_waits(&self, node: u32) -> bool {
+        let node = &self.nodes[node];
+        node.phase() == Phase::Armed
+            && node.task() == self.current
+            && node.scope() == self.scope
+            && !node.is_foreign()
+    }
+
     /// Notes by which task and in which scope a leaf that waits was polled.
     pub(crate) fn refresh_wait(&mut self, node: u32) {
         let task = self.nodes[node].task();

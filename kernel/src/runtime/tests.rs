@@ -296,6 +296,21 @@ fn a_wait_wakes_whoever_polled_it_last() {
 }
 
 #[test]
+fn a_wait_that_goes_on_elsewhere_is_that_of_its_new_place() {
+    kernel()
+        .run(async {
+            let mut nap = Box::pin(sleep(s(1)));
+            assert!(futures::poll!(&mut nap).is_pending());
+            spawn(nap).join().await.unwrap().unwrap();
+
+            let mut nap = Box::pin(sleep(s(60)));
+            assert!(futures::poll!(&mut nap).is_pending());
+            assert!(timeout_after(s(1), nap).await.is_err());
+        })
+        .unwrap();
+}
+
+#[test]
 fn there_is_room_for_any_number_of_blocks() {
     let mut kernel = kernel();
     kernel
