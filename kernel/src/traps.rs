@@ -1306,6 +1306,13 @@ impl Source {
         }
     }
 
+    /// Has a kernel forget the descriptor, if it is another than the running one.
+    pub(crate) fn move_here(&self) {
+        if !self.is_here() {
+            self.release();
+        }
+    }
+
     /// After a `WouldBlock`: registered, and known not to be ready.
     fn exhausted(&self, core: &Core, direction: Direction) -> io::Result<()> {
         core.with(|state| match self.readiness.at() {

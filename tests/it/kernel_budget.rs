@@ -20,7 +20,7 @@ use std::{env, fs, hint};
 
 use kernel::net::{TcpListener, UnixStream};
 use kernel::sync::UniversalEvent;
-use kernel::{Builder, VirtualClock, sleep, spawn, yield_now};
+use kernel::{Builder, ProcessPool, VirtualClock, sleep, spawn, yield_now};
 use rig::Deadline;
 
 /// How often a scene does what it is about.
@@ -203,6 +203,33 @@ fn peer_that_reads() {
     };
     kernel::run(main).unwrap();
     client.join().unwrap();
+}
+
+#[test]
+fn a_call_in_a_process_takes_three_system_calls() {
+    let calls = calls_in("calls_in_a_process");
+    // If the first answer was there before anybody waited for it, the second costs a look and a registration.
+    let all_calls = 3 * TIMES..=3 * TIMES + 2;
+    assert!(
+        all_calls.contains(&total(&calls.kernel)),
+        "{:?}",
+        calls.kernel
+    );
+}
+
+#[test]
+#[ignore = "runs under strace, by the test above"]
+fn calls_in_a_process() {
+    let main = async {
+        let pool = ProcessPool::new(1).program(env!("CARGO_BIN_EXE_process-worker"));
+        pool.run("square", "1").await.unwrap();
+        begin(&thread_id());
+        for _ in 0..TIMES {
+            assert_eq!(pool.run("square", "12").await.unwrap(), b"144");
+        }
+        end();
+    };
+    kernel::run(main).unwrap();
 }
 
 #[test]

@@ -14,8 +14,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel::{
-    Interrupt, MaybeInterrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after, group,
-    run_in_thread, sleep, spawn, timeout_after, yield_now,
+    Builder, Interrupt, MaybeInterrupt, ProcessCallError, ProcessPool, Task, Wait, drop_after,
+    group, run_in_thread, sleep, spawn, timeout_after, yield_now,
 };
 use rig::{Gate, Signal, Visitor, unique, wait_until_gone};
 use rustix::process::{Pid, kill_process};
@@ -218,17 +218,29 @@ fn a_process_that_dies_says_how() {
 }
 
 #[test]
-fn a_process_that_died_idle_is_replaced_unnoticed() {
+fn processes_that_died_idle_are_replaced_unnoticed() {
     run(async || {
-        let pool = pool(1);
-        let pid = pid_of_worker(&pool).await;
-        kill(pid);
-        // Its end is seen, without reaping it, by the state that it is in.
-        while !is_zombie(pid) {
-            sleep(Duration::from_millis(1)).await.unwrap();
+        let pool = Rc::new(pool(2));
+        // Whether the kernel has looked outside since, or not.
+        for looks in [true, false] {
+            let (one, held) = caught(&pool, "hold").await;
+            let pids = [held.pid, pid_of_worker(&pool).await];
+            held.release();
+            one.join().await.unwrap().unwrap();
+            pids.into_iter().for_each(kill);
+            // Their end is seen, without reaping them, by the state that they are in.
+            while !pids.into_iter().all(is_zombie) {
+                if looks {
+                    sleep(Duration::from_millis(1)).await.unwrap();
+                }
+            }
+            // Longer than a socket's buffer.
+            let length = pool.run("length", vec![7; 600_000]).await.unwrap();
+            assert_eq!(length, 600_000_usize.to_be_bytes());
+            assert_eq!(pool.processes(), 1);
+            assert!(!pids.into_iter().any(is_alive), "they are reaped");
+            assert!(!pids.contains(&pid_of_worker(&pool).await));
         }
-        assert_ne!(pid_of_worker(&pool).await, pid);
-        assert_eq!(pool.processes(), 1);
     });
 }
 
@@ -388,6 +400,25 @@ fn a_pool_serves_one_kernel_after_another() {
     run(async || assert_eq!(pid_of_worker(&pool).await, first));
     drop(pool);
     wait_until_gone(first);
+}
+
+#[test]
+fn a_pool_serves_two_kernels_in_turn() {
+    let pool = Rc::new(pool(1));
+    let mut kernels = [(); 2].map(|()| Builder::new().build().unwrap());
+    let pids = [0, 1, 0, 1, 1, 0].map(|n: usize| {
+        let pool = Rc::clone(&pool);
+        let call = timeout_after(rig::PATIENCE, async move {
+            Ok::<_, Interrupt>(pid_of_worker(&pool).await)
+        });
+        kernels[n].run(call).unwrap().unwrap()
+    });
+    assert_eq!(pids, [pids[0]; 6]);
+    // Where it is registered is gone.
+    let [one, mut other] = kernels;
+    drop(one);
+    let last = other.run(async move { pid_of_worker(&pool).await });
+    assert_eq!(last.unwrap(), pids[0]);
 }
 
 #[test]

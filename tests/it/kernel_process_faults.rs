@@ -274,7 +274,7 @@ fn at_any_stage() {
     const SLEEP: &str = "exec sleep 600";
     let killed_at_once = "cannot start a worker process: it ended with signal: 9 (SIGKILL) at once";
     let died = "the worker process died while it ran `square`: signal: 9 (SIGKILL)";
-    let stages: [(&[&str], &str); 11] = [
+    let stages: [(&[&str], &str); 12] = [
         (&[KILL], killed_at_once),
         (&["printf SWEE >&0", KILL], killed_at_once),
         (&[CALL, KILL], killed_at_once),
@@ -300,6 +300,11 @@ fn at_any_stage() {
         (
             &[HELLO, r"printf '\0\377\377\377\377' >&0", SLEEP],
             "talking to a worker process: an answer of 4294967295 bytes, beyond the limit",
+        ),
+        // The next caller must not get it.
+        (
+            &[HELLO, r"printf '\0\0\0\0\00199' >&0", SLEEP],
+            "talking to a worker process: 1 bytes more than the answer has",
         ),
     ];
     let script = env::temp_dir().join(unique("worker"));

@@ -51,6 +51,11 @@ impl<T: AsFd> Io<T> {
         }
     }
 
+    /// Has another kernel forget it, before the running one uses it. No task may wait for it there.
+    pub(crate) fn move_here(&self) {
+        self.source.move_here();
+    }
+
     /// The type inside, for its options. Reading or writing through it confuses the kernel's memory of what is ready.
     pub const fn as_std(&self) -> &T {
         &self.inner

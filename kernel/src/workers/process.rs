@@ -8,15 +8,20 @@
 //! If the caller is interrupted or goes away, the child is killed with every process of its group, and the next call that finds no idle one starts
 //! another. So a child that is idle is one that has answered all it was asked: no answer can reach the wrong caller.
 //!
-//! While it is idle a child is not registered anywhere in a kernel; that it died is found out when it is to be used again.
+//! A call that is not the child's first costs a write, a wait and a read: our end of the socket stays registered in the kernel that used it last, from which
+//! another takes it over, and what the read brings beyond the head of an answer is kept. An idle child says nothing, so it wakes nobody, except when it dies.
+//!
+//! That it died while it was idle is found out when the next call cannot be written. Not a byte of that call was heard then, so it can be given to another.
 
 use std::cell::{Cell, RefCell};
 use std::env;
 use std::future::Future;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut};
+use std::net::Shutdown;
 use std::num::NonZero;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
@@ -29,12 +34,15 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use super::child::{self, HELLO, Kind};
 use crate::cancel::{check_cancellation, shield};
 use crate::error::{Interrupt, MaybeInterrupt};
+use crate::net::UnixStream;
 use crate::process::{Child, Command};
 use crate::sync::Semaphore;
-use crate::traps::{Direction, Source, at_caller};
+use crate::traps::at_caller;
 
 /// The longest message of a pool that was not told otherwise.
 const MAX_MESSAGE: usize = 64 << 20;
+/// An answer of up to so many bytes is read at once.
+const INBOX: usize = 4096;
 
 /// Calls a function in another process and waits for its result (Curio's `run_in_process`). The function is one that the program's `main` gives to
 /// [`process_worker`](super::process_worker), where there is an example; `args` is in an encoding of your own, as is the result.
@@ -162,53 +170,29 @@ impl ProcessPool {
         }
         check_cancellation()?;
         let _place = self.places.acquire().await?;
-        let mut worker = match self.take_idle() {
-            Some(worker) => worker,
-            None => Worker::start(self.program.as_deref(), &self.processes)
-                .map_err(|error| ProcessCallError::Start { error })?,
-        };
         let call = child::encode_call(limit, function, args);
-        match worker.call(&call, limit as usize, at).await {
-            Ok((kind, said)) => {
-                self.idle.borrow_mut().push(worker);
-                outcome(kind, said, function, limit as usize)
-            }
-            Err(error) => {
-                let said_hello = worker.said_hello;
-                let ended = worker.put_to_rest().await;
-                if let Some(interrupt) = error.interrupt() {
-                    return Err(interrupt.clone().into());
-                }
-                Err(match ended {
-                    Ok(status) if is_hangup(&error) && said_hello => ProcessCallError::Died {
-                        function: function.to_owned(),
-                        status,
-                    },
-                    Ok(status) if is_hangup(&error) => {
-                        let text = match status.signal() {
-                            Some(_) => format!("it ended with {status} at once"),
-                            None => format!("it ended with {status} at once; {NO_MAIN}"),
-                        };
-                        let error = io::Error::other(text);
-                        ProcessCallError::Start { error }
-                    }
-                    _ => ProcessCallError::Broken { error },
-                })
-            }
-        }
-    }
-
-    /// The one that became idle last, if it still lives.
-    fn take_idle(&self) -> Option<Worker> {
         loop {
-            let worker = self.idle.borrow_mut().pop()?;
-            match worker.child.try_wait() {
-                Ok(None) => return Some(worker),
-                ended => {
-                    let pid = worker.child.id();
-                    log::warn!("worker process {pid} ended while it was idle: {ended:?}");
+            let idle = self.idle.borrow_mut().pop();
+            let mut worker = match idle {
+                Some(worker) => worker,
+                None => Worker::start(self.program.as_deref(), &self.processes)
+                    .map_err(|error| ProcessCallError::Start { error })?,
+            };
+            let error = match worker.call(&call, limit as usize, at).await {
+                Ok((kind, said)) => {
+                    self.idle.borrow_mut().push(worker);
+                    return outcome(kind, said, function, limit as usize);
                 }
+                Err(error) => error,
+            };
+            let (pid, said_hello, heard) = (worker.child.id(), worker.said_hello, worker.heard);
+            let ended = worker.put_to_rest().await;
+            if said_hello && !heard && is_hangup(&error) {
+                log::warn!("worker process {pid} ended while it was idle: {ended:?}");
+                check_cancellation()?;
+                continue;
             }
+            return Err(failure(error, ended, said_hello, function));
         }
     }
 
@@ -224,13 +208,40 @@ impl ProcessPool {
             let workers = self.idle.take();
             for worker in &workers {
                 // They end all at once, each at the end of its input.
-                worker.socket.shutdown(std::net::Shutdown::Both)?;
+                worker.socket.shutdown(Shutdown::Both)?;
             }
             for worker in &workers {
                 worker.child.wait().await?;
             }
             Ok(())
         })
+    }
+}
+
+/// What it means to the caller that there is no answer, and that the process `ended` so.
+fn failure(
+    error: io::Error,
+    ended: io::Result<ExitStatus>,
+    said_hello: bool,
+    function: &str,
+) -> ProcessCallError {
+    if let Some(interrupt) = error.interrupt() {
+        return interrupt.clone().into();
+    }
+    match ended {
+        Ok(status) if is_hangup(&error) && said_hello => ProcessCallError::Died {
+            function: function.to_owned(),
+            status,
+        },
+        Ok(status) if is_hangup(&error) => {
+            let text = match status.signal() {
+                Some(_) => format!("it ended with {status} at once"),
+                None => format!("it ended with {status} at once; {NO_MAIN}"),
+            };
+            let error = io::Error::other(text);
+            ProcessCallError::Start { error }
+        }
+        _ => ProcessCallError::Broken { error },
     }
 }
 
@@ -349,8 +360,13 @@ impl MaybeInterrupt for ProcessCallError {
 #[derive(Debug)]
 struct Worker {
     socket: UnixStream,
+    inbox: Box<[u8]>,
+    /// Where in the inbox the bytes are that were read and not yet asked for.
+    kept: Range<usize>,
     child: Child,
     said_hello: bool,
+    /// Whether any byte of the last call was written.
+    heard: bool,
     /// How many there are in the pool.
     count: Rc<Cell<usize>>,
 }
@@ -362,8 +378,8 @@ impl Worker {
             let text = format!("this process was started as one; {NO_MAIN}");
             return Err(io::Error::other(text));
         }
-        let (socket, theirs) = UnixStream::pair()?;
-        socket.set_nonblocking(true)?;
+        let (socket, theirs) = net::UnixStream::pair()?;
+        let socket = UnixStream::from_std(socket)?;
         let mut command = match program {
             Some(program) => process::Command::new(program),
             None => this_program()?,
@@ -377,8 +393,11 @@ impl Worker {
         count.set(count.get() + 1);
         Ok(Self {
             socket,
+            inbox: vec![0; INBOX].into(),
+            kept: 0..0,
             child,
             said_hello: false,
+            heard: false,
             count: Rc::clone(count),
         })
     }
@@ -390,28 +409,69 @@ impl Worker {
         limit: usize,
         at: &'static Location<'static>,
     ) -> io::Result<(Kind, Vec<u8>)> {
-        let line = Line {
-            source: Source::new(&self.socket),
-            socket: &self.socket,
-            at,
-        };
-        line.send(call).await?;
+        self.socket.move_here();
+        self.send(call, at).await?;
         if !self.said_hello {
-            if line.receive().await? != HELLO {
+            if self.receive(at).await? != HELLO {
                 let text = format!("it speaks another language; {NO_MAIN}");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             self.said_hello = true;
         }
-        let (kind, length) = child::decode_answer_head(line.receive().await?)?;
+        let (kind, length) = child::decode_answer_head(self.receive(at).await?)?;
         // The text of an error, or a length in decimal, may be longer than a very low limit.
         if length > limit.max(64) {
             let text = format!("an answer of {length} bytes, beyond the limit");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let mut said = vec![0; length];
-        line.receive_into(&mut said).await?;
+        self.receive_into(&mut said, at).await?;
+        if !self.kept.is_empty() {
+            let text = format!("{} bytes more than the answer has", self.kept.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         Ok((kind, said))
+    }
+
+    async fn send(&mut self, mut bytes: &[u8], at: &'static Location<'static>) -> io::Result<()> {
+        self.heard = false;
+        while !bytes.is_empty() {
+            bytes = &bytes[self.socket.write(bytes).called_at(at).await?..];
+            self.heard = true;
+        }
+        Ok(())
+    }
+
+    async fn receive<const LENGTH: usize>(
+        &mut self,
+        at: &'static Location<'static>,
+    ) -> io::Result<[u8; LENGTH]> {
+        let mut bytes = [0; LENGTH];
+        self.receive_into(&mut bytes, at).await?;
+        Ok(bytes)
+    }
+
+    async fn receive_into(
+        &mut self,
+        bytes: &mut [u8],
+        at: &'static Location<'static>,
+    ) -> io::Result<()> {
+        let known = self.kept.len().min(bytes.len());
+        let (known, mut bytes) = bytes.split_at_mut(known);
+        known.copy_from_slice(&self.inbox[self.kept.start..][..known.len()]);
+        self.kept.start += known.len();
+        while !bytes.is_empty() {
+            // With room for more than there is, or the next call would have to find out that no more is there.
+            let mut room = [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.inbox)];
+            let read = self.socket.read_vectored(&mut room).called_at(at).await?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let asked = read.min(bytes.len());
+            self.kept = 0..read - asked;
+            bytes = &mut bytes[asked..];
+        }
+        Ok(())
     }
 
     /// Kills it, if it has not ended, and waits for the end, whatever interrupts come.
@@ -454,43 +514,6 @@ fn this_program() -> io::Result<process::Command> {
     let mut command = process::Command::new(itself);
     command.arg0(path);
     Ok(command)
-}
-
-/// The connection to a child, for the time of a call.
-struct Line<'a> {
-    /// Before the socket, as always.
-    source: Source,
-    socket: &'a UnixStream,
-    at: &'static Location<'static>,
-}
-
-impl Line<'_> {
-    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let write = || (&mut &*self.socket).write(bytes);
-            let sent = self.source.ready_op(Direction::Write, write);
-            bytes = &bytes[sent.called_at(self.at).await?..];
-        }
-        Ok(())
-    }
-
-    async fn receive<const LENGTH: usize>(&self) -> io::Result<[u8; LENGTH]> {
-        let mut bytes = [0; LENGTH];
-        self.receive_into(&mut bytes).await?;
-        Ok(bytes)
-    }
-
-    async fn receive_into(&self, mut bytes: &mut [u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let read = || (&mut &*self.socket).read(bytes);
-            let read = self.source.ready_op(Direction::Read, read);
-            match read.called_at(self.at).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => bytes = &mut bytes[read..],
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Whether the other side is gone.
