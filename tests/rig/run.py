@@ -444,6 +444,7 @@ FORGETFUL = (
     "kernel_curio",
     "a_leaked_kernel_drops_nothing",
     "a_forgotten_wait_hurts_nobody",
+    "a_wait_that_was_forgotten_with_its_kernel",
     "the_matrix_of_ends_deeds_and_times",  # payloads that panic when they are dropped
     "a_value_is_a_keys_own_whoever_is_first_to_use_it",  # keys live for ever
 )
