@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::{Process, environment};
+use crate::{Process, Signal, environment};
 
 /// A broker to run a test against. An embedded one is the test's own and ends with it; RabbitMQ is shared by all tests,
 /// so what a test declares there has a [`unique`](crate::unique) name.
@@ -67,6 +67,18 @@ impl Broker {
     /// The process of an embedded broker.
     pub fn process_id(&self) -> Option<u32> {
         self.embedded.as_ref().map(Process::id)
+    }
+
+    /// How much there is of everything that an embedded broker holds for its clients, in words that are the same for the same. RabbitMQ holds
+    /// other tests' things as well.
+    #[track_caller]
+    pub fn holdings(&self) -> Option<String> {
+        const ANSWER: &str = "it holds ";
+        let process = self.embedded.as_ref()?;
+        let before = process.lines();
+        let before = before.iter().filter(|line| line.contains(ANSWER)).count();
+        process.signal(Signal::USR1);
+        process.wait_for_lines(ANSWER, before + 1).pop()
     }
 
     /// Panics that an embedded broker has told of; RabbitMQ's troubles are its own.

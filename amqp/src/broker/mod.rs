@@ -329,6 +329,17 @@ impl Broker {
         self.sessions.len()
     }
 
+    /// How many channels all connections have open.
+    pub fn channel_count(&self) -> usize {
+        let counts = self.sessions.iter().map(|(_, s)| s.channel_count());
+        counts.sum()
+    }
+
+    /// How many bindings there are.
+    pub fn binding_count(&self) -> usize {
+        self.vhost.binding_count()
+    }
+
     /// Bytes held by messages, whether they wait in queues or are unsettled.
     pub fn memory(&self) -> usize {
         self.vhost.memory.get()

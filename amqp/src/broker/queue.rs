@@ -283,6 +283,9 @@ fn unacceptable(value: &Value<'_>) -> String {
     format!("{{unacceptable_type,{}}}", type_name(value))
 }
 
+/// Places that an empty queue may keep for the next messages.
+const KEEP: usize = 1 << 10;
+
 /// The messages that wait, in order of delivery.
 #[derive(Debug)]
 enum Ready {
@@ -391,7 +394,14 @@ impl Queue {
     /// Takes the first entry.
     pub(crate) fn pop(&mut self) -> Option<Entry> {
         let entry = match &mut self.ready {
-            Ready::Fifo(ring) => ring.pop_front(),
+            Ready::Fifo(ring) => {
+                let first = ring.pop_front();
+                // A ring keeps the room of its longest day.
+                if ring.capacity() > KEEP && ring.len() * 4 <= ring.capacity() {
+                    ring.shrink_to((ring.len() * 2).max(KEEP));
+                }
+                first
+            }
             Ready::Priority(tree) => tree.pop_first().map(|(_, entry)| entry),
         }?;
         self.ready_bytes -= entry.message.body().len();
@@ -559,6 +569,30 @@ mod tests {
         q.restore(a);
         assert_eq!(bodies(&mut q), ["a", "b", "c", "d"]);
         assert_eq!((q.len(), q.ready_bytes, memory.get()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_queue_that_was_long_gives_the_room_of_its_messages_back() {
+        let memory = Rc::default();
+        let mut q = queue(Features::default());
+        let now = q.last_used;
+        let room = |q: &Queue| match &q.ready {
+            Ready::Fifo(ring) => ring.capacity(),
+            Ready::Priority(_) => unreachable!("it has no priorities"),
+        };
+        for n in 0..100_000 {
+            q.push(Rc::new(message(&n.to_string(), &memory)), now);
+        }
+        for n in 0..100_000 {
+            assert_eq!(q.pop().unwrap().message.body(), n.to_string().as_bytes());
+            assert!(
+                room(&q) <= (4 * q.len()).max(KEEP),
+                "{} of {}",
+                q.len(),
+                room(&q)
+            );
+        }
+        assert_eq!(memory.get(), 0);
     }
 
     #[test]

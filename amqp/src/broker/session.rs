@@ -854,6 +854,10 @@ impl Session {
         !self.out.waiting.is_empty()
     }
 
+    pub(super) fn channel_count(&self) -> usize {
+        self.channels.len()
+    }
+
     pub(super) fn output_len(&self) -> usize {
         self.out.len()
     }

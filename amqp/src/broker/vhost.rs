@@ -611,6 +611,12 @@ impl Vhost {
         found
     }
 
+    /// Asks the exchanges; `bindings` has to agree.
+    pub(crate) fn binding_count(&self) -> usize {
+        let counts = self.exchanges.iter().map(|(_, x)| x.binding_count());
+        counts.sum()
+    }
+
     // ---- messages ----
 
     /// The queues that a message published to `exchange` with `keys` goes to, each once.
