@@ -280,6 +280,9 @@ def make_venv():
 # ---- steps ----
 
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
+# Python's unittest: it tells how many ran, and in another line how many of them failed.
+RAN = re.compile(r"^Ran (\d+) tests? in ")
+FAILED = re.compile(r"^FAILED \((?:failures=(\d+))?(?:, )?(?:errors=(\d+))?")
 
 
 class Run:
@@ -293,7 +296,7 @@ class Run:
         self.rows = []
 
     def step(self, name, command, env=None, leftovers_fail=False):
-        """Runs one command, shows its output as it comes, and counts what libtest reports in it."""
+        """Runs one command, shows its output as it comes, and counts what libtest or unittest reports in it."""
         print(f"\n== {name}: {' '.join(command)}", flush=True)
         begin = time.monotonic()
         passed, failed, ignored, running = 0, 0, 0, set()
@@ -317,6 +320,11 @@ class Run:
                 if match := RESULT.match(line):
                     counts = [int(n) for n in match.groups()]
                     passed, failed, ignored = passed + counts[0], failed + counts[1], ignored + counts[2]
+                elif match := RAN.match(line):
+                    passed += int(match.group(1))
+                elif match := FAILED.match(line):
+                    bad = sum(int(count or 0) for count in match.groups())
+                    passed, failed = passed - bad, failed + bad
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -431,6 +439,8 @@ def unit(run, cargo, filters):
     cargo_test = ["cargo", "test", *TESTED, "--no-fail-fast", *LOCKED]
     run.step("unit", [*cargo_test, "--lib", "--bins", *others, "--", *filters])
     run.step("doc", [*cargo_test, "--doc", "--", *filters])
+    if not filters:
+        run.step("python worker", [sys.executable, "-B", "olive/python/test_olive_worker.py"])
 
 
 def integration(run, name, env, arguments):
