@@ -82,7 +82,8 @@ fn total(calls: &BTreeMap<String, usize>) -> usize {
 }
 
 /// The number of the calling thread.
-fn thread_id() -> String {
+/// The number of this thread.
+pub(crate) fn thread_id() -> String {
     let path = fs::read_link("/proc/thread-self").unwrap();
     path.file_name().unwrap().to_str().unwrap().to_owned()
 }
@@ -97,7 +98,7 @@ fn end() {
 }
 
 /// Waits until a thread of this process sleeps in a system call.
-fn wait_until_asleep(thread: &str) {
+pub(crate) fn wait_until_asleep(thread: &str) {
     let deadline = Deadline::default();
     loop {
         let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();

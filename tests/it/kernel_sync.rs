@@ -22,6 +22,8 @@ use kernel::{
     sleep, spawn, timeout_after, yield_now,
 };
 
+use crate::kernel_budget::{thread_id, wait_until_asleep};
+
 /// Runs `main` on a clock that jumps.
 fn run<T>(main: impl Future<Output = T>) -> T {
     let mut kernel = Builder::new().clock(VirtualClock::new()).build().unwrap();
@@ -2018,16 +2020,17 @@ fn a_task_that_waits_for_a_universal_result_is_not_polled_until_it_is_there() {
 
 #[test]
 fn a_thread_waits_for_as_long_as_it_said_and_no_longer_than_it_must() {
-    let long = Some(Duration::from_secs(60));
+    let (long, began) = (Duration::from_secs(60), Instant::now());
     let result = UniversalResult::new();
     let setter = {
-        let result = result.clone();
+        let (waiter, result) = (thread_id(), result.clone());
         thread::spawn(move || {
-            thread::sleep(ms(20)); // most often the other waits by then
+            wait_until_asleep(&waiter);
             result.set(7).unwrap();
         })
     };
-    assert_eq!(result.wait_blocking(long), Some(7));
+    assert_eq!(result.wait_blocking(Some(long)), Some(7));
+    assert!(began.elapsed() < long, "nobody told it");
     setter.join().unwrap();
     let began = Instant::now();
     let none = UniversalQueue::<i32>::new(None).get_blocking(Some(ms(20)));

@@ -1,7 +1,6 @@
 //! The door itself: parking lots, answers from elsewhere, bare descriptors.
 
 use std::cell::{Cell, RefCell};
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -27,6 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::logged::lines_of;
 use super::{Story, ms, run, run_with, s, told_of_sleep, virtual_kernel};
+use crate::kernel_budget::thread_id;
 
 /// One stands in the lot with a waker that a combinator made, the others with their task's own.
 #[test]
@@ -638,19 +638,13 @@ fn spawning_outside_a_kernel_panics_with_a_clear_text() {
 }
 
 /// The number of the calling thread.
-fn thread_id() -> Pid {
-    let path = fs::read_link("/proc/thread-self").unwrap();
-    let name = path.file_name().unwrap().to_str().unwrap();
-    Pid::from_raw(name.parse().unwrap()).unwrap()
-}
-
 /// The poller's system call answers `EINTR` then, however the handler was installed.
 #[test]
 fn a_signal_that_interrupts_the_sleep_of_the_kernel_ends_nothing() {
     let _handler = SignalQueue::new(&[SIGURG]).unwrap();
     let (mut kernel, asleep) = told_of_sleep(Builder::new());
     let (mut theirs, ours) = UnixStream::pair().unwrap();
-    let sleeper = thread_id();
+    let sleeper = Pid::from_raw(thread_id().parse().unwrap()).unwrap();
     let others = std::thread::spawn(move || {
         let deadline = Deadline::default();
         asleep.recv().unwrap();
